@@ -1,0 +1,356 @@
+"""
+What one entry of CACHES says, as plain data: the tiers of its LOCATION and its OPTIONS. Pure functions, no I/O.
+
+assembly.py builds stores and ledgers from it; checks.py reports what is wrong with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import PurePosixPath
+from typing import Any, Final, Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from live_cache.exceptions import ConfigurationError
+
+__all__ = [
+    "KNOWN_OPTIONS",
+    "SCHEMES",
+    "LedgerChoice",
+    "Location",
+    "Options",
+    "Tier",
+    "choose_ledger",
+    "parse_location",
+    "parse_options",
+    "parse_timeout",
+]
+
+TierKind = Literal["memory", "disk", "redis", "null"]
+
+SCHEMES: Final[Mapping[str, TierKind]] = {
+    "memory": "memory",
+    "disk": "disk",
+    "redis": "redis",
+    "rediss": "redis",
+    "unix": "redis",
+    "null": "null",
+}
+_EXAMPLES: Final = (
+    "memory://, disk:///var/cache/shop, redis://127.0.0.1:6379/1, rediss://, unix:///run/redis.sock, null://"
+)
+
+# How far away each kind is. A farther tier in front of a nearer one would be asked first and hide it.
+_DISTANCE: Final[Mapping[TierKind, int]] = {"memory": 0, "disk": 1, "redis": 2, "null": 0}
+
+# The query options of redis-py's URLs (redis.connection.URL_QUERY_ARGUMENT_PARSERS, 5.2 to 8.1) and the plain
+# arguments of its Connection that make sense in a URL. Others would fail only at the first connection.
+_REDIS_OPTIONS: Final = frozenset(
+    {
+        "client_name",
+        "db",
+        "health_check_interval",
+        "max_connections",
+        "password",
+        "protocol",
+        "retry_on_timeout",
+        "socket_connect_timeout",
+        "socket_keepalive",
+        "socket_timeout",
+        "ssl_ca_certs",
+        "ssl_ca_path",
+        "ssl_cert_reqs",
+        "ssl_certfile",
+        "ssl_check_hostname",
+        "ssl_keyfile",
+        "timeout",
+        "username",
+    }
+)
+_TIER_OPTIONS: Final[Mapping[TierKind, frozenset[str]]] = {
+    "memory": frozenset({"ledger"}),
+    "disk": frozenset(),
+    "redis": _REDIS_OPTIONS,
+    "null": frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One URL of a LOCATION."""
+
+    kind: TierKind
+    url: str
+    """As it was given."""
+    path: str = ""
+    """The absolute directory of a disk tier."""
+    ledger: str = ""
+    """What ``?ledger=`` of a memory tier says: empty, ``process``, or an absolute directory."""
+
+    @property
+    def shown(self) -> str:
+        """The URL without its password, for messages."""
+        return _without_password(self.url)
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """The tiers of one cache alias, nearest first; at least one."""
+
+    tiers: tuple[Tier, ...]
+
+    @property
+    def kinds(self) -> frozenset[TierKind]:
+        """The kinds of tier that occur."""
+        return frozenset(tier.kind for tier in self.tiers)
+
+    @property
+    def farthest(self) -> Tier:
+        """The tier that the others are in front of."""
+        return self.tiers[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerChoice:
+    """Where the ledger of a location lives."""
+
+    kind: Literal["process", "host", "redis"]
+    url: str = ""
+    """Of a redis ledger."""
+    directory: str = ""
+    """Of a host ledger; empty for the directory that all processes of the project find by themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The OPTIONS of one cache alias, with their defaults. docs/reference/settings.md describes each."""
+
+    max_entries: int = 100_000
+    max_bytes: int = 64 * 1024 * 1024
+    disk_max_bytes: int = 1024 * 1024 * 1024
+    promote: bool = True
+    mac_keys: tuple[bytes, ...] = ()
+    pickle: bool = True
+    connect_timeout_s: float = 0.25
+    socket_timeout_s: float = 1.0
+
+
+KNOWN_OPTIONS: Final = tuple(sorted(field.name.upper() for field in fields(Options)))
+
+
+def parse_location(location: object) -> Location:
+    """
+    Return the tiers that *location* names: one URL, or a list of URLs, nearest first.
+
+    Raises:
+        ConfigurationError: A scheme or a query option is unknown, a path is relative, the order is wrong, a tier occurs
+            twice, or there is none.
+    """
+    if isinstance(location, str):
+        urls: tuple[object, ...] = (location,) if location else ()
+    elif isinstance(location, Sequence):
+        urls = tuple(location)
+    else:
+        raise ConfigurationError(f"LOCATION is {location!r}; give one URL, or a list of URLs, nearest first.")
+    if not urls:
+        raise ConfigurationError(f"LOCATION is empty. Give one URL, or a list of URLs, nearest first: {_EXAMPLES}.")
+    tiers = tuple(_parse_tier(url) for url in urls)
+    _refuse_duplicates(tiers)
+    _refuse_wrong_order(tiers)
+    _refuse_ledger_beside_a_shared_tier(tiers)
+    return Location(tiers)
+
+
+def choose_ledger(location: Location) -> LedgerChoice:
+    """Return where the ledger lives: in the farthest tier that is shared, for memory alone in a file of this host."""
+    for tier in reversed(location.tiers):
+        if tier.kind == "redis":
+            return LedgerChoice("redis", url=tier.url)
+        if tier.kind == "disk":
+            return LedgerChoice("host", directory=str(PurePosixPath(tier.path) / "ledger"))
+    nearest = location.tiers[0]
+    if nearest.kind == "null" or nearest.ledger == "process":
+        return LedgerChoice("process")
+    return LedgerChoice("host", directory=nearest.ledger)
+
+
+def parse_options(options: Mapping[str, Any]) -> Options:
+    """
+    Return the OPTIONS of one alias, checked.
+
+    Raises:
+        ConfigurationError: An option is unknown, or its value is of the wrong type or out of range.
+    """
+    unknown = sorted(str(name) for name in options if name not in KNOWN_OPTIONS)
+    if unknown:
+        raise ConfigurationError(
+            f"OPTIONS has the unknown {', '.join(unknown)}. Known are: {', '.join(KNOWN_OPTIONS)}."
+        )
+    defaults = Options()
+    return Options(
+        max_entries=_positive_int(options, "MAX_ENTRIES", defaults.max_entries),
+        max_bytes=_positive_int(options, "MAX_BYTES", defaults.max_bytes),
+        disk_max_bytes=_positive_int(options, "DISK_MAX_BYTES", defaults.disk_max_bytes),
+        promote=_boolean(options, "PROMOTE", defaults.promote),
+        mac_keys=_mac_keys(options.get("MAC_KEYS", ())),
+        pickle=_boolean(options, "PICKLE", defaults.pickle),
+        connect_timeout_s=_positive_seconds(options, "CONNECT_TIMEOUT_S", defaults.connect_timeout_s),
+        socket_timeout_s=_positive_seconds(options, "SOCKET_TIMEOUT_S", defaults.socket_timeout_s),
+    )
+
+
+def parse_timeout(timeout: object) -> float | None:
+    """
+    Return the TIMEOUT of one alias in seconds; None never expires.
+
+    Raises:
+        ConfigurationError: It is neither a number nor None. (Django itself would silently take 300 seconds.)
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, int | float) and not isinstance(timeout, bool):
+        return float(timeout)
+    raise ConfigurationError(f"TIMEOUT is {timeout!r}; give seconds as a number, or None for no expiry.")
+
+
+def _parse_tier(url: object) -> Tier:
+    if not isinstance(url, str) or "://" not in url:
+        raise ConfigurationError(f"LOCATION names {url!r}, which is no URL. Known are: {_EXAMPLES}.")
+    scheme = url.partition("://")[0]
+    kind = SCHEMES.get(scheme)
+    if kind is None:
+        raise ConfigurationError(
+            f"LOCATION names {_without_password(url)!r}: the scheme {scheme!r} is unknown. Known are: {_EXAMPLES}."
+        )
+    options = _query_options(url, kind)
+    if kind == "disk":
+        return Tier(kind, url, path=_disk_path(url))
+    if kind == "redis":
+        _refuse_redis_without_place(url, scheme)
+        return Tier(kind, url)
+    parts = urlsplit(url)
+    if parts.netloc or parts.path.strip("/"):
+        raise ConfigurationError(f"LOCATION names {url!r}: {scheme}:// takes no host and no path. Write '{scheme}://'.")
+    return Tier(kind, url, ledger=_ledger_option(url, options))
+
+
+def _query_options(url: str, kind: TierKind) -> dict[str, str]:
+    options = dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
+    known = _TIER_OPTIONS[kind]
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        choice = f"Known are: {', '.join(sorted(known))}." if known else "It takes none."
+        raise ConfigurationError(
+            f"LOCATION names {_without_password(url)!r}: the option {', '.join(unknown)} is unknown. {choice}"
+        )
+    return options
+
+
+def _disk_path(url: str) -> str:
+    parts = urlsplit(url)
+    path = unquote(parts.path)
+    if parts.netloc or not path.startswith("/") or path.strip("/") == "":
+        raise ConfigurationError(
+            f"LOCATION names {url!r}, whose path is not absolute. Write three slashes: 'disk:///var/cache/shop'."
+        )
+    return str(PurePosixPath(path))
+
+
+def _refuse_redis_without_place(url: str, scheme: str) -> None:
+    parts = urlsplit(url)
+    if scheme == "unix" and not parts.path.strip("/"):
+        raise ConfigurationError(f"LOCATION names {url!r} without a socket. Write 'unix:///run/redis/redis.sock'.")
+    if scheme != "unix" and not parts.hostname:
+        raise ConfigurationError(f"LOCATION names {url!r} without a host. Write '{scheme}://127.0.0.1:6379/1'.")
+    try:
+        _ = parts.port
+    except ValueError as error:
+        raise ConfigurationError(f"LOCATION names {_without_password(url)!r}: {error}.") from error
+
+
+def _ledger_option(url: str, options: Mapping[str, str]) -> str:
+    if "ledger" not in options:
+        return ""
+    ledger = options["ledger"]
+    if ledger == "process":
+        return ledger
+    if not ledger.startswith("/") or ledger.strip("/") == "":
+        raise ConfigurationError(
+            f"LOCATION names {url!r}: ledger={ledger!r} is neither 'process' nor an absolute directory. Leave it out, and "
+            f"the processes of this host find a directory by themselves."
+        )
+    return str(PurePosixPath(ledger))
+
+
+def _refuse_duplicates(tiers: tuple[Tier, ...]) -> None:
+    seen: set[tuple[str, str]] = set()
+    for tier in tiers:
+        place = (tier.kind, {"disk": tier.path, "redis": tier.url}.get(tier.kind, ""))
+        if place in seen:
+            raise ConfigurationError(
+                f"LOCATION names the tier {tier.shown!r} twice. Name each tier once, nearest first."
+            )
+        seen.add(place)
+    if len(tiers) > 1 and any(tier.kind == "null" for tier in tiers):
+        raise ConfigurationError("LOCATION has null:// beside other tiers. It keeps nothing, so it stands alone.")
+
+
+def _refuse_wrong_order(tiers: tuple[Tier, ...]) -> None:
+    for nearer, farther in zip(tiers, tiers[1:], strict=False):
+        if _DISTANCE[nearer.kind] > _DISTANCE[farther.kind]:
+            right = [tier.shown for tier in sorted(tiers, key=lambda tier: _DISTANCE[tier.kind])]
+            raise ConfigurationError(
+                f"LOCATION names {nearer.shown!r} before {farther.shown!r}, which is nearer. Nearest first: {right!r}."
+            )
+
+
+def _refuse_ledger_beside_a_shared_tier(tiers: tuple[Tier, ...]) -> None:
+    # The processes that share the farther tier must share the ledger too, or one would serve what another has changed.
+    if len(tiers) > 1 and tiers[0].ledger:
+        raise ConfigurationError(
+            f"LOCATION names {tiers[0].url!r} in front of {tiers[-1].shown!r}. The ledger lives in the farthest tier then; "
+            f"write 'memory://'."
+        )
+
+
+def _without_password(url: str) -> str:
+    head, separator, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    if "@" not in authority:
+        return url
+    return f"{head}{separator}***@{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def _positive_int(options: Mapping[str, Any], name: str, default: int) -> int:
+    value = options.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(f"OPTIONS[{name!r}] is {value!r}; give a whole number of at least 1.")
+    return value
+
+
+def _positive_seconds(options: Mapping[str, Any], name: str, default: float) -> float:
+    value = options.get(name, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ConfigurationError(f"OPTIONS[{name!r}] is {value!r}; give seconds, more than 0.")
+    return float(value)
+
+
+def _boolean(options: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = options.get(name, default)
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"OPTIONS[{name!r}] is {value!r}; give True or False.")
+    return value
+
+
+def _mac_keys(value: object) -> tuple[bytes, ...]:
+    keys = [value] if isinstance(value, str | bytes) else value
+    if not isinstance(keys, list | tuple):
+        raise ConfigurationError("OPTIONS['MAC_KEYS'] is no list. Give a list of str or bytes; the first one signs.")
+    result: list[bytes] = []
+    for key in keys:
+        # The value of a key never goes into a message.
+        if not isinstance(key, str | bytes) or not key:
+            raise ConfigurationError("OPTIONS['MAC_KEYS'] holds something that is no str or bytes, or is empty.")
+        result.append(key.encode() if isinstance(key, str) else key)
+    return tuple(result)
