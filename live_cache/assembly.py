@@ -67,6 +67,12 @@ class Assembly:
 
     alias: str
     store: TieredStore
+    """Entries of live querysets: every tier; the ledger decides which may be served."""
+    plain_store: Store
+    """
+    Values of Django's plain cache API: the farthest tier only. No ledger watches them, so a copy in the memory of one
+    process would outlive what another process has set or deleted.
+    """
     ledger: Ledger
     mac_keys: tuple[bytes, ...]
     """The first one signs, every one verifies. Empty: frames have a checksum only."""
@@ -79,10 +85,16 @@ class Assembly:
     metrics: Metrics
 
 
+@dataclass(frozen=True, slots=True)
+class _Tiers:
+    store: TieredStore
+    farthest: Store
+
+
 # Reads of the dict take no lock. Writers hold _lock.
 _assemblies: dict[str, Assembly] = {}
 _live_assemblies: tuple[Assembly, ...] | None = None
-_stores: dict[tuple[Location, Options, str], TieredStore] = {}
+_stores: dict[tuple[Location, Options, str], _Tiers] = {}
 _ledgers: dict[tuple[str, ...], Ledger] = {}
 _connections: dict[tuple[str, float, float], RedisConnection] = {}
 _lock = threading.RLock()
@@ -153,7 +165,7 @@ def close_all() -> None:
     global _live_assemblies
     with _lock:
         closing: list[Store | Ledger | RedisConnection] = [
-            *_stores.values(),
+            *(tiers.store for tiers in _stores.values()),
             *_ledgers.values(),
             *_connections.values(),
         ]
@@ -168,7 +180,7 @@ def close_all() -> None:
 
 def default_ledger_directory(key_prefix: str = "") -> Path:
     """
-    Return the directory of the ledger for a cache in memory alone: the same for all processes of a project on this host.
+    Return the directory of the ledger of a cache in memory alone: one for all processes of a project on this host.
 
     /dev/shm goes before the temporary directory: systemd's PrivateTmp gives a service a /tmp of its own, a web server
     and a cron job of one project would have two ledgers there, and one would serve what the other has changed.
@@ -202,9 +214,11 @@ def _assemble(alias: str, config: Mapping[str, Any]) -> Assembly:
     location = parse_location(config.get("LOCATION", ""))
     options = parse_options(config.get("OPTIONS") or {})
     key_prefix = str(config.get("KEY_PREFIX") or "")
+    tiers = _shared(_stores, (location, options, key_prefix), lambda: _make_stores(location, options, key_prefix))
     return Assembly(
         alias=alias,
-        store=_shared(_stores, (location, options, key_prefix), lambda: _make_store(location, options, key_prefix)),
+        store=tiers.store,
+        plain_store=tiers.farthest,
         ledger=_ledger(choose_ledger(location), options, key_prefix),
         mac_keys=options.mac_keys,
         key_prefix=key_prefix,
@@ -214,10 +228,11 @@ def _assemble(alias: str, config: Mapping[str, Any]) -> Assembly:
     )
 
 
-def _make_store(location: Location, options: Options, key_prefix: str) -> TieredStore:
+def _make_stores(location: Location, options: Options, key_prefix: str) -> _Tiers:
     from live_cache.stores.tiered import TieredStore
 
-    return TieredStore([_make_tier(tier, options, key_prefix) for tier in location.tiers], promote=options.promote)
+    stores = [_make_tier(tier, options, key_prefix) for tier in location.tiers]
+    return _Tiers(TieredStore(stores, promote=options.promote), stores[-1])
 
 
 def _make_tier(tier: Tier, options: Options, key_prefix: str) -> Store:
@@ -298,10 +313,10 @@ def _project_digest(key_prefix: str) -> str:
     """
     Return a name for the project that all its processes agree on, and that other projects do not have.
 
-    It is the identity of the database, because sharing the database is what makes sharing the ledger necessary. Left out
-    is what processes of one project may differ in: SECRET_KEY, the settings module, the OS user, HOST and USER (a name,
-    an address and a socket can be one server), and the databases beside "default" (a worker may know no replica). Two
-    projects that agree by chance only invalidate more than they need.
+    It is the identity of the database, because sharing the database is what makes sharing the ledger necessary. Left
+    out is what processes of one project may differ in: SECRET_KEY, the settings module, the OS user, HOST and USER (a
+    name, an address and a socket can be one server), and the databases beside "default" (a worker may know no replica).
+    Two projects that agree by chance only invalidate more than they need.
     """
     return _digest("\0".join((key_prefix, *_database_identity())))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -277,8 +278,8 @@ def _ledger_option(url: str, options: Mapping[str, str]) -> str:
         return ledger
     if not ledger.startswith("/") or ledger.strip("/") == "":
         raise ConfigurationError(
-            f"LOCATION names {url!r}: ledger={ledger!r} is neither 'process' nor an absolute directory. Leave it out, and "
-            f"the processes of this host find a directory by themselves."
+            f"LOCATION names {url!r}: ledger={ledger!r} is neither 'process' nor an absolute directory. Leave it out, "
+            f"and the processes of this host find a directory by themselves."
         )
     return str(PurePosixPath(ledger))
 
@@ -297,7 +298,7 @@ def _refuse_duplicates(tiers: tuple[Tier, ...]) -> None:
 
 
 def _refuse_wrong_order(tiers: tuple[Tier, ...]) -> None:
-    for nearer, farther in zip(tiers, tiers[1:], strict=False):
+    for nearer, farther in pairwise(tiers):
         if _DISTANCE[nearer.kind] > _DISTANCE[farther.kind]:
             right = [tier.shown for tier in sorted(tiers, key=lambda tier: _DISTANCE[tier.kind])]
             raise ConfigurationError(
@@ -309,8 +310,8 @@ def _refuse_ledger_beside_a_shared_tier(tiers: tuple[Tier, ...]) -> None:
     # The processes that share the farther tier must share the ledger too, or one would serve what another has changed.
     if len(tiers) > 1 and tiers[0].ledger:
         raise ConfigurationError(
-            f"LOCATION names {tiers[0].url!r} in front of {tiers[-1].shown!r}. The ledger lives in the farthest tier then; "
-            f"write 'memory://'."
+            f"LOCATION names {tiers[0].url!r} in front of {tiers[-1].shown!r}. The ledger lives in the farthest tier "
+            f"then; write 'memory://'."
         )
 
 

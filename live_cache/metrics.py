@@ -13,9 +13,9 @@ class Metrics:
     """
     Counts events by name, exactly, under any number of threads.
 
-    A dotted event, such as ``misses.stale``, is one kind of the event before its dot: where only kinds were counted, the
-    snapshot holds their sum too. Counters start from zero in a forked child, so that a sum over processes counts nothing
-    twice.
+    A dotted event, such as ``misses.stale``, is one kind of the event before its dot: where only kinds were counted,
+    the snapshot holds their sum too. Counters start from zero in a forked child, so that a sum over processes counts
+    nothing twice.
     """
 
     def __init__(self) -> None:
