@@ -7,11 +7,19 @@ The only importer of ``django.conf.settings``. docs/reference/settings.md descri
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 from django.conf import settings as django_settings
 
-__all__ = ["Settings", "settings"]
+__all__ = ["DEFAULTS", "Settings", "settings"]
+
+DEFAULTS: Final[Mapping[str, Any]] = {
+    "LIVE_CACHE_ENABLED": True,
+    "LIVE_CACHE_LEASE_S": 10.0,
+    "LIVE_CACHE_ON_LEDGER_LOSS": "serve",
+    "LIVE_CACHE_TENANT": None,
+}
+"""Every setting of the package, with its default."""
 
 
 class Settings:
@@ -20,28 +28,35 @@ class Settings:
     @property
     def enabled(self) -> bool:
         """LIVE_CACHE_ENABLED: False sends every live read to the database; writes are still recorded."""
-        return bool(getattr(django_settings, "LIVE_CACHE_ENABLED", True))
+        return bool(self.raw("LIVE_CACHE_ENABLED"))
 
     @property
     def lease_s(self) -> float:
         """LIVE_CACHE_LEASE_S: seconds that a change may stand between its declaration and its tick."""
-        return float(getattr(django_settings, "LIVE_CACHE_LEASE_S", 10.0))
+        return float(self.raw("LIVE_CACHE_LEASE_S"))
 
     @property
     def on_ledger_loss(self) -> Literal["serve", "refuse"]:
         """LIVE_CACHE_ON_LEDGER_LOSS: whether a commit goes on while the ledger is out of reach."""
-        value = getattr(django_settings, "LIVE_CACHE_ON_LEDGER_LOSS", "serve")
-        return cast("Literal['serve', 'refuse']", value)
+        return cast("Literal['serve', 'refuse']", self.raw("LIVE_CACHE_ON_LEDGER_LOSS"))
 
     @property
     def tenant(self) -> Callable[[str], str] | None:
         """LIVE_CACHE_TENANT: callable from a database alias to the tenant of this moment; part of every name."""
-        return cast("Callable[[str], str] | None", getattr(django_settings, "LIVE_CACHE_TENANT", None))
+        return cast("Callable[[str], str] | None", self.raw("LIVE_CACHE_TENANT"))
 
     @property
     def caches(self) -> Mapping[str, Mapping[str, Any]]:
         """CACHES, as Django knows it."""
         return cast("Mapping[str, Mapping[str, Any]]", django_settings.CACHES)
+
+    def raw(self, name: str) -> Any:
+        """Return the value of a LIVE_CACHE_* setting as it was given, or its default."""
+        return getattr(django_settings, name, DEFAULTS[name])
+
+    def unknown(self) -> list[str]:
+        """Return the names of LIVE_CACHE_* settings that were given and that nothing reads."""
+        return sorted(name for name in dir(django_settings) if name.startswith("LIVE_CACHE_") and name not in DEFAULTS)
 
 
 settings = Settings()
