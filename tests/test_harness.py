@@ -14,7 +14,7 @@ from django.test import override_settings
 from tests import servers
 from tests.conftest import PrivateRedis, SecondConnection
 from tests.gate import FileGate, Gate
-from tests.processes import ProcessFailedError, Processes
+from tests.processes import Processes, ProcessFailedError
 from tests.testapp.models import AllFields, Author, Book, Seat
 
 Connect = Callable[[str], SecondConnection]

@@ -6,9 +6,9 @@ There are no migrations: the test databases get these tables by run_syncdb.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar, Self
 from uuid import uuid4
 
 from django.contrib.contenttypes.fields import GenericForeignKey
@@ -92,7 +92,7 @@ class CheapBookManager(models.Manager["CheapBook"]):
 class CheapBook(Book):
     """A proxy with a manager that filters."""
 
-    objects = CheapBookManager()
+    objects: ClassVar[models.Manager[Any]] = CheapBookManager()
 
     class Meta:
         proxy = True
@@ -174,11 +174,12 @@ class LoadedBook(models.Model):
     """Has a from_db of its own, which marks the instance."""
 
     title = models.CharField(max_length=100)
+    loaded: dict[str, Any]
 
     @classmethod
-    def from_db(cls, db: str | None, field_names: Sequence[str], values: Sequence[Any]) -> LoadedBook:
-        """Remember what came from the database."""
-        instance = super().from_db(db, field_names, values)
+    def from_db(cls, db: str | None, field_names: Collection[str], values: Collection[Any], **options: Any) -> Self:
+        """Remember what came from the database. Django 6.1 adds an option."""
+        instance = super().from_db(db, field_names, values, **options)
         instance.loaded = dict(zip(field_names, values, strict=False))
         return instance
 
