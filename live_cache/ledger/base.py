@@ -16,17 +16,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
 import uuid
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
-from live_cache.exceptions import LedgerUnavailableError, StoreUnavailableError
+from live_cache.exceptions import ConfigurationError, LedgerUnavailableError, StoreUnavailableError
 from live_cache.stores.base import MISS, Missing, Store
 
 __all__ = [
+    "MAX_UNDELIVERED",
     "NEWBORN",
     "SLOT_COUNT",
     "TABLE_SLOT",
@@ -47,11 +50,13 @@ SLOT_COUNT: Final = 4096
 TABLE_SLOT: Final = 0
 NEWBORN: Final = "newborn"
 """Id of the hold that a new clock is born with (rule 17)."""
+MAX_UNDELIVERED: Final = 1000
+"""Kept ticks above which they are merged into one, so that a ledger that is away for hours costs no memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dependency:
-    """One clock that a result depends on, and which of its slots."""
+    """One clock that a result depends on, and which of its slots. Always with the table's: see is_fresh()."""
 
     clock: str
     slots: tuple[int, ...] = (TABLE_SLOT,)
@@ -124,6 +129,8 @@ def is_fresh(stamps: Sequence[Stamp], readings: Sequence[Reading], dependencies:
     for stamp, reading, dependency in zip(stamps, readings, dependencies, strict=True):
         if stamp.clock != dependency.clock or reading.clock != dependency.clock or stamp.epoch != reading.epoch:
             return False
+        if TABLE_SLOT not in dependency.slots:
+            return False  # It would miss every change that is known only to be in the table.
         if len(reading.slots) != len(dependency.slots) or max(reading.slots) > stamp.seq:
             return False
         if reading.intents and any(intent.touches(dependency.slots) for intent in reading.intents):
@@ -151,9 +158,13 @@ class Ledger(ABC):
     is_shared_by_hosts: bool
 
     def __init__(self, *, lease_s: float) -> None:
+        if not lease_s > 0:
+            raise ConfigurationError(f"The lease of a ledger is {lease_s!r} seconds; it must be more than 0.")
         self.lease_s = lease_s
-        self._undelivered: list[tuple[Mapping[str, frozenset[int]], str | None]] = []
+        self._undelivered: list[_Tick] = []
         self._undelivered_lock = threading.Lock()
+        self._failed_deliveries = 0
+        _ledgers.add(self)
 
     def read(self, dependencies: Sequence[Dependency]) -> list[Reading]:
         """
@@ -199,19 +210,25 @@ class Ledger(ABC):
         """
         Record that *changes* are committed: per clock, atomically, tick the slots and remove the intent (rule 9).
 
-        Never raises LedgerUnavailableError: what cannot be delivered is kept. A clock that does not exist is left alone,
-        since no entry can have a stamp of it.
+        Never raises LedgerUnavailableError: what cannot be delivered is kept. A clock that does not exist is left
+        alone, since no entry can have a stamp of it.
 
         Returns:
             Whether everything was delivered.
         """
-        with self._undelivered_lock:
-            self._undelivered.append(({clock: frozenset(slots) for clock, slots in changes.items()}, intent_id))
+        frozen = {clock: frozenset(slots) for clock, slots in changes.items()}
         try:
             self.deliver()
+            self._tick(frozen, intent_id)
         except LedgerUnavailableError:
-            logger.error("The ledger did not answer; %d ticks are kept.", len(self._undelivered), exc_info=True)
+            self._keep(frozen, intent_id)
+            logger.exception("The ledger did not answer; %d ticks are kept.", len(self._undelivered))
             return False
+        except BaseException:
+            # An interrupt, or a driver's error that is no LedgerUnavailableError: the tick may not have arrived. One
+            # tick too many is a miss; one too few is a stale read.
+            self._keep(frozen, intent_id)
+            raise
         return True
 
     def retract(self, clocks: Iterable[str], intent_id: str) -> None:
@@ -223,14 +240,19 @@ class Ledger(ABC):
     def expired(self, clock: str) -> list[Intent]:
         """Return the open intents of *clock* whose lease is over, by the ledger's own time."""
 
-    def reap(self, clock: str, intent_ids: Collection[str]) -> None:
+    def reap(self, clock: str, intent_ids: Collection[str], *, epoch: bytes | None = None) -> None:
         """
         Tick the slots of these intents and remove them. Only for a caller who has proof that their writers are over.
 
         An intent that is gone meanwhile is left alone.
+
+        Args:
+            epoch: Epoch of the reading that showed the intents: nothing happens under another one. Needed for NEWBORN,
+                the one id that every epoch has: proof about the writers before one birth says nothing about the next.
+                None reaps under any epoch.
         """
         self.deliver()
-        self._reap(clock, frozenset(intent_ids))
+        self._reap(clock, frozenset(intent_ids), epoch)
 
     @abstractmethod
     def reset(self, clocks: Iterable[str] | None = None) -> int:
@@ -254,11 +276,35 @@ class Ledger(ABC):
         """Deliver kept ticks, in order. Raises LedgerUnavailableError if the ledger still does not answer."""
         if not self._undelivered:
             return
+        failed_before = self._failed_deliveries
         with self._undelivered_lock:
+            if self._undelivered and self._failed_deliveries != failed_before:
+                # Another thread tried while this one waited for the lock. Trying again at once would make the last of
+                # n threads wait for n timeouts.
+                raise LedgerUnavailableError("Ticks that are kept could not be delivered just now.")
             while self._undelivered:
                 changes, intent_id = self._undelivered[0]
-                self._tick(changes, intent_id)
+                try:
+                    self._tick(changes, intent_id)
+                except LedgerUnavailableError:
+                    self._failed_deliveries += 1
+                    raise
                 del self._undelivered[0]
+
+    def _keep(self, changes: Mapping[str, frozenset[int]], intent_id: str | None) -> None:
+        """Keep a tick that may not have arrived. Many are merged into one; their intents are left to their lease."""
+        with self._undelivered_lock:
+            self._undelivered.append((changes, intent_id))
+            if len(self._undelivered) > MAX_UNDELIVERED:
+                merged: dict[str, frozenset[int]] = {}
+                for kept, _ in self._undelivered:
+                    for clock, slots in kept.items():
+                        merged[clock] = merged.get(clock, frozenset()) | slots
+                self._undelivered[:] = [(merged, None)]
+
+    def _after_fork_in_child(self) -> None:
+        """Replace what another thread of the parent may have held at the moment of the fork."""
+        self._undelivered_lock = threading.Lock()
 
     @abstractmethod
     def close(self) -> None:
@@ -277,4 +323,18 @@ class Ledger(ABC):
     def _retract(self, clocks: tuple[str, ...], intent_id: str) -> None: ...
 
     @abstractmethod
-    def _reap(self, clock: str, intent_ids: frozenset[str]) -> None: ...
+    def _reap(self, clock: str, intent_ids: frozenset[str], epoch: bytes | None) -> None: ...
+
+
+_Tick: TypeAlias = tuple[Mapping[str, frozenset[int]], str | None]
+
+_ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for ledger in list(_ledgers):
+        ledger._after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
