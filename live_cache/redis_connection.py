@@ -7,16 +7,33 @@ pipelined round trip.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from live_cache.exceptions import LiveCacheError, MissingExtraError
 
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["RedisConnection"]
+__all__ = ["Command", "RedisConnection", "Script"]
+
+
+class Script:
+    """
+    A Lua script, for RedisConnection.run().
+
+    redis-py's register_script() asks the server in each pipeline whether it knows the script: a round trip more.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+Command: TypeAlias = "tuple[str | Script | bytes | int, ...]"
+"""What run() takes: the words of a command; or a Script, its one key, and its arguments."""
 
 
 class RedisConnection:
@@ -42,6 +59,7 @@ class RedisConnection:
             ) from error
         self.url = url
         self._driver_errors: tuple[type[BaseException], ...] = (redis.exceptions.RedisError, OSError)
+        self._no_script_error = redis.exceptions.NoScriptError
         options: dict[str, Any] = {
             "SOCKET_CONNECT_TIMEOUT": connect_timeout_s,
             "SOCKET_TIMEOUT": timeout_s,
@@ -53,8 +71,43 @@ class RedisConnection:
     def client(self) -> redis.Redis:
         """The redis-py client, safe to share between threads; it opens connections when they are needed."""
         if self._client is None:
-            self._client = self._factory.connect(self.url)
+            import redis
+
+            # Not by connect(): it shares one pool among all who name the same URL, with the timeouts of the first.
+            pool = self._factory.get_connection_pool(self._factory.make_connection_params(self.url))
+            self._client = redis.Redis(connection_pool=pool)
         return self._client
+
+    def run(self, commands: Sequence[Command]) -> list[Any]:
+        """
+        Run *commands* in one round trip, in order and without MULTI, and return the answers as the server sent them.
+
+        A script that the server has forgotten (SCRIPT FLUSH, a restart) is sent again in a second round trip, after
+        the others. Raises the first error of the driver; translating() is the caller's.
+        """
+        answers = self._pipeline(commands, is_full=False)
+        forgotten = [i for i, answer in enumerate(answers) if isinstance(answer, self._no_script_error)]
+        if forgotten:
+            again = self._pipeline([commands[i] for i in forgotten], is_full=True)
+            for i, answer in zip(forgotten, again, strict=True):
+                answers[i] = answer
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    def _pipeline(self, commands: Sequence[Command], *, is_full: bool) -> list[Any]:
+        with self.client.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                name = command[0]
+                if not isinstance(name, Script):
+                    pipeline.execute_command(*command)
+                elif is_full:
+                    pipeline.execute_command("EVAL", name.source, 1, *command[1:])
+                else:
+                    pipeline.execute_command("EVALSHA", name.sha, 1, *command[1:])
+            answers: list[Any] = pipeline.execute(raise_on_error=False)
+            return answers
 
     @contextmanager
     def translating(self, error_class: type[LiveCacheError]) -> Iterator[None]:

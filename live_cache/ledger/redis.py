@@ -1,0 +1,183 @@
+"""The ledger in Redis or Valkey: one hash per clock, which all hosts share."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import quote, unquote
+
+from live_cache.exceptions import LedgerUnavailableError
+from live_cache.ledger.base import TABLE_SLOT, ClockInfo, Dependency, Intent, Ledger, Reading
+from live_cache.ledger.redis_scripts import DECLARE, EXPIRED, READ, REAP, RESET, TICK
+from live_cache.redis_connection import Command, RedisConnection
+from live_cache.stores.base import MISS, Missing, Store
+from live_cache.stores.redis import RedisStore
+
+__all__ = ["RedisLedger"]
+
+MAX_INTENTS: Final = 512
+"""Open intents of one clock. Each is read with every reading of the clock."""
+MAX_INTENT_SLOTS: Final = 64
+"""Slots that an intent names; one with more is for the table."""
+SCAN_BATCH: Final = 1000
+
+
+class RedisLedger(Ledger):
+    """
+    The ledger in Redis (6.2 or later) or Valkey.
+
+    Each clock is one hash with a hash tag of its own, and each step one script on that key, so it works on a cluster.
+    Only a primary answers. A clock that was evicted, flushed, or born on another primary (failover, restart) starts a
+    new epoch. Leases run by the time of the server.
+
+    Args:
+        connection: Shared with the store of the same LOCATION.
+        prefix: What the keys of this ledger begin with.
+        lease_s: Seconds that an intent may stand before it counts as expired.
+    """
+
+    name = "redis"
+    is_shared_by_processes = True
+    is_shared_by_hosts = True
+
+    def __init__(self, connection: RedisConnection, *, prefix: str = "live_cache:", lease_s: float) -> None:
+        self.connection = connection
+        self.prefix = prefix
+        self._key_start = _encode(prefix + "clock:{")
+        self._lease_us = int(lease_s * 1e6)
+        super().__init__(lease_s=lease_s)
+
+    def read_with_entry(
+        self, dependencies: Sequence[Dependency], store: Store, key: str
+    ) -> tuple[list[Reading], bytes | Missing]:
+        """
+        See Ledger.read_with_entry(). One round trip if *store* is a RedisStore on the same connection.
+
+        Raises:
+            LedgerUnavailableError: The server did not answer; then the store did not either.
+        """
+        if not isinstance(store, RedisStore) or store.connection is not self.connection:
+            return super().read_with_entry(dependencies, store, key)
+        self.deliver()
+        value, *answers = self._run([("GET", store.full_key(key)), *map(self._reading_of, dependencies)])
+        readings = list(map(_reading, dependencies, answers))
+        return readings, MISS if value is None else value
+
+    def expired(self, clock: str) -> list[Intent]:
+        """See Ledger.expired()."""
+        ((lines, now_us),) = self._run([(EXPIRED, self._key(clock))])
+        return [intent for intent, deadline_us in _parse(lines) if deadline_us <= int(now_us)]
+
+    def reset(self, clocks: Iterable[str] | None = None) -> int:
+        """See Ledger.reset(). Open intents are dropped; the newborn hold stands for them."""
+        keys = iter(self._keys() if clocks is None else [self._key(clock) for clock in dict.fromkeys(clocks)])
+        count = 0
+        while batch := list(itertools.islice(keys, SCAN_BATCH)):
+            count += sum(self._run([(RESET, key, os.urandom(16), self._lease_us) for key in batch]))
+        return count
+
+    def clocks(self) -> list[ClockInfo]:
+        """See Ledger.clocks(). Scans the keys of the database, in batches."""
+        infos = []
+        keys = iter(sorted(self._keys()))
+        while batch := list(itertools.islice(keys, SCAN_BATCH)):
+            answers = self._run([("HMGET", key, "e", "q", "n") for key in batch])
+            for key, (epoch, seq, lines) in zip(batch, answers, strict=True):
+                if epoch is not None:
+                    name = key[len(self._key_start) : -1].decode("utf-8", "surrogatepass")
+                    infos.append(ClockInfo(name, epoch, int(seq), len(_parse(lines))))
+        return infos
+
+    def close(self) -> None:
+        """See Ledger.close()."""
+        self.connection.close()
+
+    def _read(self, dependencies: Sequence[Dependency]) -> list[Reading]:
+        return list(map(_reading, dependencies, self._run([self._reading_of(d) for d in dependencies])))
+
+    def _declare(self, changes: Mapping[str, frozenset[int]], intent_id: str, fence: str) -> None:
+        self._run(
+            [
+                (
+                    DECLARE,
+                    self._key(clock),
+                    intent_id,
+                    _slots_text(slots),
+                    quote(fence, safe=":"),
+                    self._lease_us,
+                    MAX_INTENTS,
+                    os.urandom(16),
+                )
+                for clock, slots in changes.items()
+                if slots
+            ]
+        )
+
+    def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None) -> None:
+        self._run([(TICK, self._key(clock), intent_id or "", *slots) for clock, slots in changes.items()])
+
+    def _retract(self, clocks: tuple[str, ...], intent_id: str) -> None:
+        self._run([(TICK, self._key(clock), intent_id) for clock in clocks])
+
+    def _reap(self, clock: str, intent_ids: frozenset[str], epoch: bytes | None) -> None:
+        self._run([(REAP, self._key(clock), epoch or "", *intent_ids)])
+
+    def _run(self, commands: Sequence[Command]) -> list[Any]:
+        if not commands:
+            return []
+        with self.connection.translating(LedgerUnavailableError):
+            return self.connection.run(commands)
+
+    def _reading_of(self, dependency: Dependency) -> Command:
+        birth = os.urandom(16), self._lease_us
+        return (READ, self._key(dependency.clock), *birth, "e", "q", "i", "n", *dependency.slots)
+
+    def _key(self, clock: str) -> bytes:
+        return self._key_start + _encode(clock) + b"}"
+
+    def _keys(self) -> Iterator[bytes]:
+        pattern = b"".join(b"\\" + c if c in b"*?[]^-\\" else c for c in _bytes_of(self._key_start)) + b"*}"
+        seen: set[bytes] = set()
+        cursor = 0
+        while True:
+            ((cursor, found),) = self._run([("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_BATCH, "TYPE", "hash")])
+            for key in found:
+                if key not in seen:
+                    seen.add(key)
+                    yield key
+            if int(cursor) == 0:
+                return
+
+
+def _reading(dependency: Dependency, answer: list[bytes | None]) -> Reading:
+    epoch, seq, _, lines, *slots = answer
+    if epoch is None or seq is None:
+        raise LedgerUnavailableError(f"The clock {dependency.clock!r} in Redis is no clock. Delete its key.")
+    seen = tuple([0 if slot is None else int(slot) for slot in slots])
+    intents = tuple([intent for intent, _ in _parse(lines)]) if lines else ()
+    return Reading(dependency.clock, epoch, int(seq), seen, intents)
+
+
+def _parse(lines: bytes) -> list[tuple[Intent, int]]:
+    """Return the intents in the field ``n``, each with its deadline in microseconds of the server."""
+    parsed = []
+    for line in lines.decode().splitlines():
+        name, deadline_us, slots, fence = line.split(" ")
+        parsed.append((Intent(name, frozenset(map(int, slots.split(","))), unquote(fence)), int(deadline_us)))
+    return parsed
+
+
+def _slots_text(slots: frozenset[int]) -> str:
+    if TABLE_SLOT in slots or len(slots) > MAX_INTENT_SLOTS:
+        return str(TABLE_SLOT)
+    return ",".join(map(str, slots))
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _bytes_of(text: bytes) -> list[bytes]:
+    return [text[i : i + 1] for i in range(len(text))]

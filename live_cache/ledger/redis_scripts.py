@@ -1,0 +1,177 @@
+"""
+The Lua scripts of the Redis ledger, for Redis 6.2 and later. Each has one key and is one atomic step.
+
+A clock is a hash: ``e`` epoch, ``q`` seq, ``i`` identity of the server that it was born on, ``n`` open intents, and one
+field per slot that was ever ticked. An intent is a line: id, deadline in microseconds, slots, fence.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from live_cache.redis_connection import Script
+
+__all__ = ["DECLARE", "EXPIRED", "READ", "REAP", "RESET", "TICK"]
+
+# The identity is asked in the same atomic step as everything else: a connection may outlive the role of its server
+# (REPLICAOF closes no connection), and so must not remember it. A server gets a new replication id when it starts and
+# when it is promoted, which is when it may have lost the last ticks.
+_PRIMARY: Final = """
+local info = redis.call('INFO', 'replication')
+if not string.find(info, 'role:master', 1, true) then
+  return redis.error_reply('READONLY A ledger is read and written on the primary only.')
+end
+local identity = string.match(info, 'master_replid:(%x+)')
+if not identity then
+  return redis.error_reply('ERR INFO replication has no master_replid, which a ledger needs to notice a failover.')
+end
+"""
+
+_NOW: Final = """
+local function now_us()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000000 + tonumber(time[2])
+end
+"""
+
+_WITHOUT: Final = """
+local function without(intents, id)
+  local kept = {}
+  for line in string.gmatch(intents, '[^\\n]+') do
+    if string.match(line, '^%S+') ~= id then kept[#kept + 1] = line .. '\\n' end
+  end
+  return table.concat(kept), #kept
+end
+"""
+
+_BEAR: Final = (
+    _NOW
+    + _WITHOUT
+    + """
+local function bear(epoch, lease_us, identity, intents)
+  local hold = string.format('newborn %.0f 0 \\n', now_us() + tonumber(lease_us))
+  intents = without(intents, 'newborn') .. hold
+  redis.call('DEL', KEYS[1])
+  redis.call('HSET', KEYS[1], 'e', epoch, 'q', 0, 'i', identity, 'n', intents)
+end
+"""
+)
+
+# A change that cannot be recorded because the memory is full must not leave a clock that looks as if nothing had
+# changed. A clock that is gone is safe; the next one has another epoch and a hold.
+_TICK: Final = """
+local function tick(slots)
+  local seq = redis.pcall('HINCRBY', KEYS[1], 'q', 1)
+  local failed = type(seq) == 'table' and seq.err
+  for _, slot in ipairs(slots) do
+    if failed then break end
+    local answer = redis.pcall('HSET', KEYS[1], slot, seq)
+    failed = type(answer) == 'table' and answer.err
+  end
+  if failed then redis.call('DEL', KEYS[1]) end
+  return not failed
+end
+"""
+
+READ: Final = Script(
+    _PRIMARY
+    + """
+local held = redis.call('HMGET', KEYS[1], unpack(ARGV, 3))
+if held[3] == identity then return held end
+"""
+    + _BEAR
+    + """
+bear(ARGV[1], ARGV[2], identity, held[4] or '')
+return redis.call('HMGET', KEYS[1], unpack(ARGV, 3))
+"""
+)
+"""ARGV: epoch and lease in us for a clock that must be born, then e, q, i, n and the slots to read."""
+
+DECLARE: Final = Script(
+    _PRIMARY
+    + _BEAR
+    + """
+local intents = redis.call('HGET', KEYS[1], 'n')
+if not intents then return 0 end
+local others, count = without(intents, ARGV[1])
+local answer
+if count >= tonumber(ARGV[5]) then
+  answer = redis.pcall('HGET', KEYS[1], 'i')
+  bear(ARGV[6], ARGV[4], answer, others)
+  return 2
+end
+local deadline = string.format('%.0f', now_us() + tonumber(ARGV[4]))
+local line = ARGV[1] .. ' ' .. deadline .. ' ' .. ARGV[2] .. ' ' .. ARGV[3] .. '\\n'
+answer = redis.pcall('HSET', KEYS[1], 'n', others .. line)
+if type(answer) == 'table' and answer.err then
+  redis.call('DEL', KEYS[1])
+  return 3
+end
+return 1
+"""
+)
+"""ARGV: id, slots, fence, lease in us, most intents, epoch for a clock with more. Those go on as a newborn clock."""
+
+TICK: Final = Script(
+    _PRIMARY
+    + _WITHOUT
+    + _TICK
+    + """
+local intents = redis.call('HGET', KEYS[1], 'n')
+if not intents then return 0 end
+if #ARGV > 1 then
+  local slots = {}
+  for i = 2, #ARGV do slots[i - 1] = ARGV[i] end
+  if not tick(slots) then return 2 end
+end
+if ARGV[1] ~= '' and string.find(intents, ARGV[1], 1, true) then
+  redis.call('HSET', KEYS[1], 'n', (without(intents, ARGV[1])))
+end
+return 1
+"""
+)
+"""ARGV: id of the intent that goes, or empty; slots."""
+
+REAP: Final = Script(
+    _PRIMARY
+    + _WITHOUT
+    + _TICK
+    + """
+local held = redis.call('HMGET', KEYS[1], 'e', 'n')
+if not held[1] or (ARGV[1] ~= '' and ARGV[1] ~= held[1]) then return 0 end
+local intents = held[2]
+for i = 2, #ARGV do
+  for line in string.gmatch(held[2], '[^\\n]+') do
+    local id, text = string.match(line, '^(%S+) %S+ (%S+)')
+    if id == ARGV[i] then
+      local slots = {}
+      for slot in string.gmatch(text, '%d+') do slots[#slots + 1] = slot end
+      if not tick(slots) then return 2 end
+      intents = without(intents, id)
+    end
+  end
+end
+redis.call('HSET', KEYS[1], 'n', intents)
+return 1
+"""
+)
+"""ARGV: epoch that the proof is about, or empty; ids."""
+
+EXPIRED: Final = Script(
+    _PRIMARY
+    + _NOW
+    + """
+return {redis.call('HGET', KEYS[1], 'n') or '', string.format('%.0f', now_us())}
+"""
+)
+
+RESET: Final = Script(
+    _PRIMARY
+    + _BEAR
+    + """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+bear(ARGV[1], ARGV[2], identity, '')
+return 1
+"""
+)
+"""ARGV: epoch, lease in us."""
