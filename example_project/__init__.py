@@ -1,0 +1,1 @@
+"""The example project: the airports of the world behind django-live-cache."""

@@ -1,0 +1,1 @@
+"""The one app of the example project: countries, airports, and the demonstration."""
