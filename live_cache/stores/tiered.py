@@ -1,0 +1,451 @@
+"""
+Several stores as one, nearest first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
+
+from live_cache.exceptions import (
+    ConfigurationError,
+    QuotaExceededError,
+    StoreError,
+    StoreUnavailableError,
+    StoreUnsupportedError,
+)
+from live_cache.stores.base import (
+    MISS,
+    FlushReport,
+    Missing,
+    Store,
+    StoredValue,
+    StoreMetrics,
+    has_prefix,
+    validate_key,
+)
+from live_cache.stores.counters import StoreCounters, Tally
+from live_cache.stores.forks import ForkAware
+from live_cache.stores.tier_state import Debts, KeyVersions, Promotion, promotion_policy
+
+__all__ = ["TieredStore"]
+
+T = TypeVar("T")
+logger = logging.getLogger("live_cache.stores")
+
+
+class TieredStore(ForkAware, Store):
+    """
+    Reads the nearest store that has the key, and writes to all of them.
+
+    A tier that does not answer is skipped, counted, and logged when it fails first and when it answers again. What it
+    failed to drop or to replace is not read from it by this process until it has dropped it. Of what other processes
+    put into a shared far tier, a nearer tier learns nothing: whether a copy is still valid is the ledger's question.
+
+    Args:
+        stores: The tiers, nearest first.
+        promote: Which hits of a farther tier are copied to every nearer one, with the time to live that remains:
+            "always", "never", N for one in N, or a function of key and StoredValue.
+
+    Raises:
+        ConfigurationError: There is no tier, or *promote* is none of these.
+    """
+
+    def __init__(self, stores: Sequence[Store], *, promote: Promotion = "always") -> None:
+        if not stores:
+            raise ConfigurationError("A tiered store needs at least one store.")
+        self.name = "tiered"
+        self.stores: tuple[Store, ...] = tuple(stores)
+        self.is_shared_by_processes = any(store.is_shared_by_processes for store in stores)
+        self.is_shared_by_hosts = any(store.is_shared_by_hosts for store in stores)
+        self._wants_promotion = promotion_policy(promote)
+        self._versions = KeyVersions()
+        self._debts = tuple(Debts() for _ in stores)
+        self._failures = tuple(Tally() for _ in stores)
+        self._is_down = [False] * len(stores)
+        self._counters = StoreCounters()
+        self._far_to_near = range(len(self.stores) - 1, -1, -1)
+        self.watch_forks()
+
+    def after_fork_in_child(self) -> None:
+        """Replace the locks."""
+        self._versions = KeyVersions()
+        for debts in self._debts:
+            debts.replace_lock()
+
+    def get(self, key: str) -> bytes | Missing:
+        """Return the value under *key* of the nearest tier that has it, or MISS; also if no tier answers."""
+        noted = self._versions.note(validate_key(key))
+        value = self._read(0, key, self.stores[0].get)
+        if value is not MISS:
+            self._counters.hits.add_one()
+            return value
+        stored = self._find(key, 1, noted)
+        return MISS if stored is MISS else stored.value
+
+    def get_with_expiry(self, key: str) -> StoredValue | Missing:
+        """Return the value under *key* with its remaining time to live in that tier, or MISS. See get()."""
+        return self._find(key, 0, self._versions.note(validate_key(key)))
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
+        """Return the values of those *keys* that are there. To be promoted, a key is read a second time."""
+        missing = {validate_key(key): self._versions.note(key) for key in keys}
+        asked = len(missing)
+        found: dict[str, bytes] = {}
+        for index, store in enumerate(self.stores):
+            names = [key for key in missing if not self._owes(index, key)]
+            hits: dict[str, bytes] = self._attempt(index, partial(store.get_many, names), {}) if names else {}
+            for key, value in hits.items():
+                found[key] = value
+                noted = missing.pop(key)
+                stored = self.read_tier(index, key) if index else MISS
+                if stored is not MISS:
+                    self._promote(key, stored, index, noted)
+        self._counters.count_lookups(hits=len(found), misses=asked - len(found))
+        return found
+
+    def put(self, key: str, value: bytes, *, timeout_s: float | None = None) -> None:
+        """
+        Store *value* in every tier, the farthest first.
+
+        Returns if one tier accepted it. Where another failed, its old value is dropped or no longer read.
+
+        Raises:
+            QuotaExceededError: It is larger than any tier that answers accepts. The old value is gone.
+            StoreUnavailableError: No tier answers.
+        """
+        self.put_many({key: value}, timeout_s=timeout_s)
+
+    def put_many(self, items: Mapping[str, bytes], *, timeout_s: float | None = None) -> None:
+        """Store every value of *items*. Not atomic over the keys. See put()."""
+        for key in items:
+            validate_key(key)
+        if not items:
+            return
+        rejection: QuotaExceededError | None = None
+        accepted = 0
+        with self._versions.writing(items):
+            for index in self._far_to_near:
+                store = self.stores[index]
+                try:
+                    store.put_many(items, timeout_s=timeout_s)
+                except QuotaExceededError as error:
+                    rejection = rejection or error
+                    if len(items) > 1:  # The tier dropped the old value of one key; which, it does not say.
+                        self._drop(index, items)
+                except StoreUnavailableError as error:
+                    self._note_failure(index, error)
+                    self._drop(index, items)
+                else:
+                    accepted += 1
+                    self._note_answer(index)
+                    self._debts[index].forget_keys(items)
+        if accepted:
+            self._counters.puts.add(len(items))
+            return
+        if rejection is not None:
+            self._counters.rejected_puts.add(len(items))
+            raise rejection
+        raise StoreUnavailableError(f"No tier of {self._tier_names()} took the value. See the log for the reasons.")
+
+    def delete(self, key: str) -> bool:
+        """
+        Drop *key* from every tier. Return whether an unexpired value was in one.
+
+        Raises:
+            StoreUnavailableError: A tier failed. The others dropped it, and this process reads it from none.
+        """
+        return self.delete_many((key,)) > 0
+
+    def delete_many(self, keys: Iterable[str]) -> int:
+        """Drop *keys* from every tier. Return how many were in the tier that held the most of them. See delete()."""
+        names = list(dict.fromkeys(validate_key(key) for key in keys))
+        dropped = 0
+        failed: list[StoreUnavailableError] = []
+        with self._versions.writing(names):
+            for index in self._far_to_near:
+                number = self._drop(index, names)
+                if isinstance(number, StoreUnavailableError):
+                    failed.append(number)
+                else:
+                    dropped = max(dropped, number)
+        self._counters.deletes.add(dropped)
+        self._raise_first(failed)
+        return dropped
+
+    def exists(self, key: str) -> bool:
+        """Return whether an unexpired value is under *key* in a tier. Counts as a lookup nowhere."""
+        validate_key(key)
+        return any(
+            self._attempt(index, partial(store.exists, key), False)
+            for index, store in enumerate(self.stores)
+            if not self._owes(index, key)
+        )
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """Yield the keys under *prefix* of every tier that answers, each once; remembers what it yielded."""
+        if prefix:
+            validate_key(prefix)
+        return self._iterate_keys(prefix)
+
+    def invalidate_prefix(self, prefix: str) -> int:
+        """Drop every key under *prefix* from every tier. Return the largest number that a tier dropped. See delete()."""
+        if prefix:
+            validate_key(prefix)
+        dropped = self._drop_prefix(prefix, lambda store: store.invalidate_prefix(prefix))
+        self._counters.deletes.add(dropped)
+        return dropped
+
+    def increment(self, key: str, delta: int = 1, *, default: int | None = None) -> int | Missing:
+        """Add *delta* to the integer under *key* in the farthest tier, and drop it from the nearer ones."""
+        return self._decide(key, lambda store: store.increment(key, delta, default=default))
+
+    def compare_and_swap(
+        self, key: str, expected: bytes | None, value: bytes, *, timeout_s: float | None = None
+    ) -> bool:
+        """
+        Store *value* in the farthest tier only if *key* holds *expected* there; drop it from the nearer ones.
+
+        Also if it did not: so the next get() sees the value that was in the way.
+        """
+        is_stored = self._decide(key, lambda store: store.compare_and_swap(key, expected, value, timeout_s=timeout_s))
+        if is_stored:
+            self._counters.puts.add_one()
+        return is_stored
+
+    def touch(self, key: str, timeout_s: float | None) -> bool:
+        """Give *key* a new time to live in the farthest tier, and drop it from the nearer ones."""
+        return self._decide(key, lambda store: store.touch(key, timeout_s))
+
+    def clear(self) -> None:
+        """Drop every entry of every tier. See delete()."""
+
+        def clear(store: Store) -> int:
+            store.clear()
+            return 0
+
+        self._drop_prefix("", clear)
+
+    def len(self) -> int:
+        """Return how many entries the farthest tier holds that can tell."""
+        for index in self._far_to_near:
+            try:
+                return self.stores[index].len()
+            except StoreUnsupportedError:
+                continue
+            except StoreUnavailableError as error:
+                self._note_failure(index, error)
+        raise StoreUnsupportedError(f"No tier of {self._tier_names()} can count its entries.")
+
+    def flush(self) -> FlushReport:
+        """Flush every tier, the farthest first. Durable if one of them is."""
+        reports: list[FlushReport] = []
+        failed = self._each(lambda store: reports.append(store.flush()))
+        self._raise_first(failed)
+        return FlushReport(
+            is_durable=any(report.is_durable for report in reports),
+            pending_entries=sum(report.pending_entries for report in reports),
+        )
+
+    def metrics(self) -> StoreMetrics:
+        """
+        Return the lookups and changes made through this store, and the failures and evictions of its tiers.
+
+        What read_tier() and put_near() do is counted by the tiers alone. Entries are those of the farthest tier that
+        can tell, bytes those of all that can.
+        """
+        tiers = [store.metrics() for store in self.stores]
+        entries = [tier.entries for tier in reversed(tiers) if tier.entries is not None]
+        sizes = [tier.size_bytes for tier in tiers if tier.size_bytes is not None]
+        metrics = self._counters.snapshot(
+            entries=entries[0] if entries else None, size_bytes=sum(sizes) if sizes else None
+        )
+        metrics.errors = sum(tally.value for tally in self._failures)
+        for tier in tiers:
+            for reason, number in tier.evictions.items():
+                metrics.evictions[reason] = metrics.evictions.get(reason, 0) + number
+        return metrics
+
+    def tier_metrics(self) -> dict[str, StoreMetrics]:
+        """Return the counters of each tier by its name, nearest first; a second tier of one name is ``name#2``."""
+        named: dict[str, StoreMetrics] = {}
+        seen: dict[str, int] = {}
+        for store in self.stores:
+            seen[store.name] = number = seen.get(store.name, 0) + 1
+            named[store.name if number == 1 else f"{store.name}#{number}"] = store.metrics()
+        return named
+
+    def close(self) -> None:
+        """Close every tier."""
+        self._raise_first(self._each(lambda store: store.close()))
+
+    def read_tier(self, index: int, key: str) -> StoredValue | Missing:
+        """Return what tier *index* holds under *key*. A failure is counted, logged, and a MISS; nothing is promoted."""
+        return self._read(index, key, self.stores[index].get_with_expiry)
+
+    def put_near(self, key: str, value: bytes, *, timeout_s: float | None, below: int) -> None:
+        """
+        Store *value* in every tier nearer than *below*, if the promotion policy wants it. Failures are only counted.
+
+        For readers that walk the tiers themselves, of values that say by themselves whether they are valid: one that
+        was read before a put() may come after it.
+        """
+        self._promote(validate_key(key), StoredValue(value, timeout_s), below, None)
+
+    def _read(self, index: int, key: str, read: Callable[[str], T | Missing]) -> T | Missing:
+        if self._owes(index, key):
+            return MISS
+        try:
+            found = read(key)
+        except StoreUnavailableError as error:
+            self._note_failure(index, error)
+            return MISS
+        self._note_answer(index)
+        return found
+
+    def _find(self, key: str, start: int, noted: int) -> StoredValue | Missing:
+        for index in range(start, len(self.stores)):
+            stored = self.read_tier(index, key)
+            if stored is not MISS:
+                self._promote(key, stored, index, noted)
+                self._counters.hits.add_one()
+                return stored
+        self._counters.misses.add_one()
+        return MISS
+
+    def _promote(self, key: str, stored: StoredValue, below: int, noted: int | None) -> None:
+        is_expired = stored.expires_in_s is not None and stored.expires_in_s <= 0
+        if below == 0 or is_expired or not self._wants_promotion(key, stored):
+            return
+        with self._versions.promoting(key, noted) as may_promote:
+            if not may_promote:
+                return
+            for index in range(below - 1, -1, -1):
+                try:
+                    self.stores[index].put(key, stored.value, timeout_s=stored.expires_in_s)
+                except StoreUnavailableError as error:
+                    self._note_failure(index, error)
+                except StoreError:
+                    continue  # Too large for that tier, which counts it. Its old value is gone.
+                else:
+                    self._debts[index].forget_keys((key,))
+
+    def _decide(self, key: str, decide: Callable[[Store], T]) -> T:
+        """Let the farthest tier decide, alone, and drop *key* from the others, whatever came of it."""
+        validate_key(key)
+        farthest = len(self.stores) - 1
+        with self._versions.writing((key,)):
+            try:
+                if self._owes(farthest, key) and self._debts[farthest].covers(key):
+                    raise StoreUnavailableError(f"{self.stores[farthest].name} has not dropped {key!r} yet.")
+                result = decide(self.stores[farthest])
+            except StoreUnavailableError as error:
+                self._note_failure(farthest, error)
+                raise
+            finally:
+                for index in range(farthest - 1, -1, -1):
+                    self._drop(index, (key,))
+        self._note_answer(farthest)
+        return result
+
+    def _drop(self, index: int, keys: Collection[str]) -> int | StoreUnavailableError:
+        """Drop *keys* from one tier and return how many were there; or the error, with the keys as debts."""
+        try:
+            dropped = self.stores[index].delete_many(keys)
+        except StoreUnavailableError as error:
+            self._debts[index].add_keys(keys)
+            self._note_failure(index, error)
+            return error
+        self._debts[index].forget_keys(keys)
+        self._note_answer(index)
+        return dropped
+
+    def _drop_prefix(self, prefix: str, drop: Callable[[Store], int]) -> int:
+        dropped = 0
+        failed: list[StoreUnavailableError] = []
+        for index in self._far_to_near:
+            owed = [debt for debt in self._debts[index].prefixes() if has_prefix(debt[0], prefix) or not prefix]
+            try:
+                dropped = max(dropped, drop(self.stores[index]))
+            except StoreUnavailableError as error:
+                self._debts[index].add_prefix(prefix)
+                self._note_failure(index, error)
+                failed.append(error)
+            else:
+                self._debts[index].forget_prefixes(owed)
+            # Between the tiers, so that no value read from this one is still on its way to a nearer one.
+            self._versions.raise_all()
+        self._raise_first(failed)
+        return dropped
+
+    def _owes(self, index: int, key: str) -> bool:
+        """Return whether the tier may hold what it should have dropped. Asks it to drop that now."""
+        debts = self._debts[index]
+        if not debts.covers(key):
+            return False
+        # Under the lock of the key, so that no debt of a writer is forgotten which this drop came too early for.
+        with self._versions.promoting(key, None) as may_settle:
+            if may_settle:
+                try:
+                    self._settle(self.stores[index], debts, key)
+                except StoreUnavailableError as error:
+                    self._note_failure(index, error)
+        return True
+
+    def _settle(self, store: Store, debts: Debts, key: str) -> None:
+        for owed in debts.prefixes():
+            if has_prefix(key, owed[0]):
+                store.invalidate_prefix(owed[0])
+                debts.forget_prefixes((owed,))
+        store.delete(key)
+        debts.forget_keys((key,))
+
+    def _attempt(self, index: int, ask: Callable[[], T], otherwise: T) -> T:
+        try:
+            answer = ask()
+        except StoreUnavailableError as error:
+            self._note_failure(index, error)
+            return otherwise
+        self._note_answer(index)
+        return answer
+
+    def _each(self, ask: Callable[[Store], object]) -> list[StoreUnavailableError]:
+        failed: list[StoreUnavailableError] = []
+        for index in self._far_to_near:
+            try:
+                ask(self.stores[index])
+            except StoreUnavailableError as error:
+                self._note_failure(index, error)
+                failed.append(error)
+        return failed
+
+    def _iterate_keys(self, prefix: str) -> Iterator[str]:
+        seen: set[str] = set()
+        for index, store in enumerate(self.stores):
+            try:
+                for key in store.keys(prefix):
+                    if key not in seen and not self._debts[index].covers(key):
+                        seen.add(key)
+                        yield key
+            except StoreUnavailableError as error:
+                self._note_failure(index, error)
+
+    def _note_failure(self, index: int, error: StoreUnavailableError) -> None:
+        self._failures[index].add_one()
+        if not self._is_down[index]:
+            self._is_down[index] = True
+            logger.warning("Tier %d (%s) is skipped while it fails: %s", index, self.stores[index].name, error)
+
+    def _note_answer(self, index: int) -> None:
+        if self._is_down[index]:
+            self._is_down[index] = False
+            logger.warning("Tier %d (%s) answers again.", index, self.stores[index].name)
+
+    def _raise_first(self, failed: list[StoreUnavailableError]) -> None:
+        if failed:
+            raise failed[0]
+
+    def _tier_names(self) -> str:
+        return ", ".join(store.name for store in self.stores)
