@@ -68,6 +68,8 @@ class Assembly:
     alias: str
     store: TieredStore
     """Entries of live querysets: every tier; the ledger decides which may be served."""
+    tiers: tuple[Store, ...]
+    """The tiers of that store by themselves, nearest first."""
     plain_store: Store
     """
     Values of Django's plain cache API: the farthest tier only. No ledger watches them, so a copy in the memory of one
@@ -88,7 +90,7 @@ class Assembly:
 @dataclass(frozen=True, slots=True)
 class _Tiers:
     store: TieredStore
-    farthest: Store
+    stores: tuple[Store, ...]
 
 
 # Reads of the dict take no lock. Writers hold _lock.
@@ -218,7 +220,8 @@ def _assemble(alias: str, config: Mapping[str, Any]) -> Assembly:
     return Assembly(
         alias=alias,
         store=tiers.store,
-        plain_store=tiers.farthest,
+        tiers=tiers.stores,
+        plain_store=tiers.stores[-1],
         ledger=_ledger(choose_ledger(location), options, key_prefix),
         mac_keys=options.mac_keys,
         key_prefix=key_prefix,
@@ -231,8 +234,8 @@ def _assemble(alias: str, config: Mapping[str, Any]) -> Assembly:
 def _make_stores(location: Location, options: Options, key_prefix: str) -> _Tiers:
     from live_cache.stores.tiered import TieredStore
 
-    stores = [_make_tier(tier, options, key_prefix) for tier in location.tiers]
-    return _Tiers(TieredStore(stores, promote=options.promote), stores[-1])
+    stores = tuple(_make_tier(tier, options, key_prefix) for tier in location.tiers)
+    return _Tiers(TieredStore(stores, promote="always" if options.promote else "never"), stores)
 
 
 def _make_tier(tier: Tier, options: Options, key_prefix: str) -> Store:

@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import PurePosixPath
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from live_cache.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from live_cache.stores.tier_state import Promotion
 
 __all__ = [
     "KNOWN_OPTIONS",
@@ -130,7 +133,7 @@ class Options:
     max_entries: int = 100_000
     max_bytes: int = 64 * 1024 * 1024
     disk_max_bytes: int = 1024 * 1024 * 1024
-    promote: bool = True
+    promote: Promotion = "always"
     mac_keys: tuple[bytes, ...] = ()
     pickle: bool = True
     connect_timeout_s: float = 0.25
@@ -193,7 +196,7 @@ def parse_options(options: Mapping[str, Any]) -> Options:
         max_entries=_positive_int(options, "MAX_ENTRIES", defaults.max_entries),
         max_bytes=_positive_int(options, "MAX_BYTES", defaults.max_bytes),
         disk_max_bytes=_positive_int(options, "DISK_MAX_BYTES", defaults.disk_max_bytes),
-        promote=_boolean(options, "PROMOTE", defaults.promote),
+        promote=_promotion(options.get("PROMOTE", defaults.promote)),
         mac_keys=_mac_keys(options.get("MAC_KEYS", ())),
         pickle=_boolean(options, "PICKLE", defaults.pickle),
         connect_timeout_s=_positive_seconds(options, "CONNECT_TIMEOUT_S", defaults.connect_timeout_s),
@@ -342,6 +345,16 @@ def _boolean(options: Mapping[str, Any], name: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise ConfigurationError(f"OPTIONS[{name!r}] is {value!r}; give True or False.")
     return value
+
+
+def _promotion(value: Any) -> Promotion:
+    is_turn = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if value in ("always", "never") or is_turn or callable(value):
+        return cast("Promotion", value)
+    raise ConfigurationError(
+        f"OPTIONS['PROMOTE'] is {value!r}; give 'always', 'never', a number N (one hit in N), or a function of key "
+        f"and StoredValue."
+    )
 
 
 def _mac_keys(value: object) -> tuple[bytes, ...]:

@@ -121,7 +121,7 @@ def test_options_have_defaults_and_keep_what_is_given() -> None:
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
     """A misspelt option would otherwise be ignored silently."""
     with pytest.raises(ConfigurationError) as caught:
-        parse_options({"MAX_ENTRYS": 5, "PROMOTE": True})
+        parse_options({"MAX_ENTRYS": 5, "PROMOTE": "never"})
     assert "MAX_ENTRYS" in str(caught.value)
     assert all(name in str(caught.value) for name in KNOWN_OPTIONS)
 
@@ -133,7 +133,9 @@ def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
         ("MAX_ENTRIES", True),
         ("MAX_BYTES", "64MB"),
         ("DISK_MAX_BYTES", -1),
-        ("PROMOTE", 1),
+        ("PROMOTE", True),
+        ("PROMOTE", 0),
+        ("PROMOTE", "sometimes"),
         ("PICKLE", None),
         ("CONNECT_TIMEOUT_S", 0),
         ("SOCKET_TIMEOUT_S", float("inf")),
