@@ -82,7 +82,10 @@ def run_quietly(command, what, hint, env=None):
         stderr=subprocess.STDOUT,
     )
     if done.returncode:
-        tail = "\n".join("   | " + line for line in done.stdout.decode(errors="replace").strip().splitlines()[-15:])
+        lines = done.stdout.decode(errors="replace").strip().splitlines()
+        # Of what pip says, the errors tell most.
+        lines = [line for line in lines if line.startswith("ERROR")] or lines
+        tail = "\n".join("   | " + line[:300] for line in lines[-15:])
         raise Failure("%s did not work:\n%s" % (what, tail), hint)
 
 
