@@ -116,12 +116,6 @@ if "mariadb" in SERVERS:
         SERVERS["mariadb"], "django.db.backends.mysql", {"charset": "utf8mb4", "connect_timeout": 10}
     )
 
-try:
-    import live_cache.backend
-    import live_cache.stores.tiered  # noqa: F401  only looks whether it is there
-except ImportError:
-    CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
-
 # The databases of the parent, under the names that they have now, and its overridden settings.
 for _alias, _name in _child.get("databases", {}).items():
     DATABASES[_alias]["NAME"] = _name

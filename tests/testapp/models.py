@@ -16,6 +16,8 @@ from django.contrib.contenttypes.models import ContentType
 from django.db import models
 from django.utils import timezone
 
+from live_cache import LiveManager
+
 __all__ = [
     "AllFields",
     "Author",
@@ -51,7 +53,7 @@ class Author(models.Model):
     name = models.CharField(max_length=100)
     country = models.ForeignKey(Country, models.SET_NULL, null=True, blank=True, related_name="authors")
 
-    objects = models.Manager()
+    objects: ClassVar[LiveManager[Author]] = LiveManager()
 
 
 class Category(models.Model):
@@ -78,7 +80,7 @@ class Book(models.Model):
     isbn = models.UUIDField(default=uuid4)
     data = models.JSONField(null=True, blank=True)
 
-    objects = models.Manager()
+    objects: ClassVar[LiveManager[Book]] = LiveManager()
 
 
 class CheapBookManager(models.Manager["CheapBook"]):
@@ -92,7 +94,7 @@ class CheapBookManager(models.Manager["CheapBook"]):
 class CheapBook(Book):
     """A proxy with a manager that filters."""
 
-    objects: ClassVar[models.Manager[Any]] = CheapBookManager()
+    objects: ClassVar[Any] = CheapBookManager()
 
     class Meta:
         proxy = True
