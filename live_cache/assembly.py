@@ -14,7 +14,8 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from urllib.parse import quote
 
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
@@ -250,7 +251,7 @@ def _make_tier(tier: Tier, options: Options, key_prefix: str) -> Store:
     if tier.kind == "redis":
         from live_cache.stores.redis import RedisStore
 
-        return RedisStore(_connection(tier.url, options), prefix=_redis_prefix(key_prefix))
+        return RedisStore(_connection(tier.url, options), prefix=_redis_prefix(key_prefix, "entry"))
     from live_cache.stores.null import NullStore
 
     return NullStore()
@@ -262,7 +263,7 @@ def _ledger(choice: LedgerChoice, options: Options, key_prefix: str) -> Ledger:
         from live_cache.ledger.redis import RedisLedger
 
         connection = _connection(choice.url, options)
-        prefix = _redis_prefix(key_prefix)
+        prefix = _redis_prefix(key_prefix, "ledger")
         return _shared(
             _ledgers,
             ("redis", choice.url, prefix, str(options.connect_timeout_s), str(options.socket_timeout_s)),
@@ -295,9 +296,10 @@ def _connection(url: str, options: Options) -> RedisConnection:
     )
 
 
-def _redis_prefix(key_prefix: str) -> str:
-    # Never empty: clear() drops what is under it, and a Redis database is often shared with others.
-    return f"live_cache:{key_prefix}"
+def _redis_prefix(key_prefix: str, part: Literal["entry", "ledger"]) -> str:
+    # None begins with another, since a store drops and lists whatever begins with its own: quoted, a KEY_PREFIX holds
+    # no colon (and no brace, which would be the hash tag of a cluster).
+    return f"live_cache:{quote(key_prefix, safe='')}:{part}:"
 
 
 def _disk_directory(path: str, key_prefix: str) -> Path:

@@ -401,13 +401,13 @@ class LiveCache(BaseCache):
             # A class that a deploy has moved or changed can raise anything.
             raise FrameError(f"Its pickle does not load: {error!r}.") from error
 
-    def _add_and_swap(self, key: Any, store_key: str, delta: Any) -> Any:
+    def _add_and_swap(self, key: Any, store_key: str, delta: Any) -> int:
         for _ in range(_MAX_SWAPS):
             stored = self._store.get_with_expiry(store_key)
             value = self._decode(store_key, stored.value) if isinstance(stored, StoredValue) else MISS
             if not isinstance(stored, StoredValue) or value is MISS:
                 raise ValueError(f"Key {key!r} not found")
-            total = value + delta
+            total: int = value + delta
             data = self._encode(store_key, total)
             if self._store.compare_and_swap(store_key, stored.value, data, timeout_s=stored.expires_in_s):
                 return total

@@ -26,6 +26,7 @@ from live_cache.assembly import (
 )
 from live_cache.backend import LiveCache
 from live_cache.exceptions import ConfigurationError
+from live_cache.ledger.base import Dependency
 from live_cache.ledger.host import HostLedger
 from live_cache.ledger.process import ProcessLedger
 
@@ -193,6 +194,23 @@ def test_redis_holds_store_and_ledger_by_one_connection(redis_url: str) -> None:
         assert [store.name for store in found.tiers] == ["memory", "redis"]
         found.store.put("live/x", b"1")
         assert found.tiers[1].get("live/x") == b"1"
+
+
+@pytest.mark.parametrize("prefixes", [("", "a"), ("a", "ab"), ("a", "a:entry:"), ("a", "a:ledger"), ("", ":entry:")])
+def test_prefixes_never_begin_with_another(prefixes: tuple[str, str], redis_url: str) -> None:
+    """Whatever KEY_PREFIX holds: clearing one cache leaves entries, values and clocks of the other."""
+    with override_settings(
+        CACHES={str(n): cache(redis_url, KEY_PREFIX=prefix) for n, prefix in enumerate(prefixes)},
+        LIVE_CACHE_LEASE_S=60,
+    ):
+        found = [get_assembly("0"), get_assembly("1")]
+        for one, other in (found, found[::-1]):
+            other.store.put("live/x", b"1")
+            (before,) = other.ledger.read([Dependency("default@x/t")])
+            one.store.clear()
+            one.ledger.reset()
+            assert list(other.store.keys()) == ["live/x"]
+            assert before == other.ledger.read([Dependency("default@x/t")])[0]
 
 
 def test_the_lease_of_the_settings_reaches_the_ledger() -> None:

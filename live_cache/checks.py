@@ -1,0 +1,298 @@
+"""
+System checks: each wrong setting named, with what exists and what to do. docs/reference/checks.md describes each id.
+
+Checks that open files or connections run with ``manage.py check --deploy`` only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any, Final, TypeAlias
+
+from django.apps import apps
+from django.core.checks import CheckMessage, Error, Info, Tags, Warning, register
+from django.db import connections
+
+from live_cache.assembly import DEFAULT_TIMEOUT_S, get_assembly, is_live
+from live_cache.conf import DEFAULTS, settings
+from live_cache.exceptions import ConfigurationError, LedgerUnavailableError, StoreUnavailableError
+from live_cache.location import Location, Tier, choose_ledger, parse_location, parse_options, parse_timeout
+from live_cache.redis_connection import RedisConnection
+
+__all__ = [
+    "check_caches",
+    "check_deployment",
+    "check_ledgers",
+    "check_querysets",
+    "check_servers",
+    "check_settings",
+]
+
+Messages: TypeAlias = Iterator[CheckMessage]
+
+_SETTINGS_PAGE: Final = "See docs/reference/settings.md."
+_EXTRAS: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
+    "disk": (("diskcache",), "disk"),
+    "redis": (("redis", "django_redis"), "redis"),
+}
+_DATABASES_OF_ONE_HOST: Final = frozenset({"sqlite", "unknown"})
+
+
+@register(Tags.caches)
+def check_caches(**kwargs: Any) -> list[CheckMessage]:
+    """Check every alias of CACHES that has our backend."""
+    messages: list[CheckMessage] = []
+    live = _live_configurations()
+    if not live:
+        messages.append(
+            Warning(
+                "No alias in CACHES has the BACKEND live_cache.backend.LiveCache, so nothing can be cached.",
+                hint='CACHES = {"default": {"BACKEND": "live_cache.backend.LiveCache", "LOCATION": "memory://"}}',
+                id="live_cache.W005",
+            )
+        )
+    for alias, config in live.items():
+        messages += _check_part(alias, "E001", parse_location, config.get("LOCATION", ""))
+        messages += _check_part(alias, "E002", parse_options, config.get("OPTIONS") or {})
+        messages += _check_part(alias, "E003", parse_timeout, config.get("TIMEOUT", DEFAULT_TIMEOUT_S))
+        messages += _check_extras(alias, config)
+    return messages
+
+
+@register(Tags.caches)
+def check_settings(**kwargs: Any) -> list[CheckMessage]:
+    """Check the LIVE_CACHE_* settings."""
+    return [*_check_enabled(), *_check_lease(), *_check_ledger_loss(), *_check_tenant(), *_check_unknown()]
+
+
+@register(Tags.caches)
+def check_querysets(**kwargs: Any) -> list[CheckMessage]:
+    """Warn of querysets and managers whose ``live`` is not ours; in Wagtail it means "published"."""
+    owners: dict[str, str] = {}
+    for model in apps.get_models():
+        for manager in model._meta.managers:
+            owner = _foreign_owner_of_live(manager)
+            if owner:
+                owners.setdefault(owner, f"{model._meta.label}.{manager.name}")
+    return [
+        Warning(
+            f"{owner}.live() is not the one of live_cache, and {example}.live() calls it.",
+            hint="Write live(queryset), with `from live_cache import live`, for these models.",
+            obj=example,
+            id="live_cache.W003",
+        )
+        for owner, example in sorted(owners.items())
+    ]
+
+
+@register(Tags.caches, deploy=True)
+def check_deployment(**kwargs: Any) -> list[CheckMessage]:
+    """Warn of configurations that are right for development and tests only."""
+    messages: list[CheckMessage] = []
+    for alias, config in _live_configurations().items():
+        location = _location_of(config)
+        if location is not None:
+            messages += _check_pickle(alias, location, config)
+            messages += _check_process_ledger(alias, location)
+            messages += _check_one_host(alias, location)
+    return messages
+
+
+@register(Tags.caches, deploy=True)
+def check_servers(**kwargs: Any) -> list[CheckMessage]:
+    """Ask each Redis server of each LOCATION for a sign of life."""
+    messages: list[CheckMessage] = []
+    for alias, config in _live_configurations().items():
+        location = _location_of(config)
+        for tier in location.tiers if location else ():
+            if tier.kind == "redis" and not _missing_modules(tier):
+                messages += _check_server(alias, tier, config)
+    return messages
+
+
+@register(Tags.caches, deploy=True)
+def check_ledgers(**kwargs: Any) -> list[CheckMessage]:
+    """Open the ledger of each alias whose ledger is in a file."""
+    messages: list[CheckMessage] = []
+    for alias, config in _live_configurations().items():
+        location = _location_of(config)
+        if location is None or choose_ledger(location).kind != "host" or _check_extras(alias, config):
+            continue
+        try:
+            # Takes the ledger's lock, as every tick does, and changes nothing.
+            get_assembly(alias).ledger.expired("~check")
+        except (ConfigurationError, LedgerUnavailableError, OSError) as error:
+            messages.append(
+                Error(
+                    f"CACHES[{alias!r}]: the ledger cannot be used: {error}",
+                    hint=(
+                        "Every process of the project must run as a user that may write the ledger's directory. "
+                        "Give another one with 'memory://?ledger=/absolute/directory', or add a Redis tier."
+                    ),
+                    id="live_cache.E006",
+                )
+            )
+    return messages
+
+
+def _live_configurations() -> dict[str, Mapping[str, Any]]:
+    return {alias: config for alias, config in settings.caches.items() if is_live(config)}
+
+
+def _location_of(config: Mapping[str, Any]) -> Location | None:
+    """Return the location, or None if it is wrong, which E001 reports."""
+    try:
+        return parse_location(config.get("LOCATION", ""))
+    except ConfigurationError:
+        return None
+
+
+def _check_part(alias: str, check_id: str, parse: Callable[[Any], object], value: object) -> Messages:
+    try:
+        parse(value)
+    except ConfigurationError as error:
+        yield Error(f"CACHES[{alias!r}]: {error}", hint=_SETTINGS_PAGE, id=f"live_cache.{check_id}")
+
+
+def _check_extras(alias: str, config: Mapping[str, Any]) -> list[CheckMessage]:
+    location = _location_of(config)
+    return [
+        Error(
+            f"CACHES[{alias!r}]: {tier.shown!r} needs {' and '.join(missing)}, which cannot be imported.",
+            hint=f"pip install 'django-live-cache[{_EXTRAS[tier.kind][1]}]'",
+            id="live_cache.E004",
+        )
+        for tier in (location.tiers if location else ())
+        if (missing := _missing_modules(tier))
+    ]
+
+
+def _missing_modules(tier: Tier) -> list[str]:
+    modules = _EXTRAS[tier.kind][0] if tier.kind in _EXTRAS else ()
+    return [module for module in modules if find_spec(module) is None]
+
+
+def _check_server(alias: str, tier: Tier, config: Mapping[str, Any]) -> Messages:
+    try:
+        options = parse_options(config.get("OPTIONS") or {})
+    except ConfigurationError:
+        return
+    connection = RedisConnection(
+        tier.url, connect_timeout_s=options.connect_timeout_s, timeout_s=options.socket_timeout_s
+    )
+    try:
+        with connection.translating(StoreUnavailableError):
+            connection.client.ping()
+    except StoreUnavailableError as error:
+        yield Error(
+            f"CACHES[{alias!r}]: {tier.shown!r} does not answer: {error.__cause__}",
+            hint=(
+                "Start the server, or correct LOCATION. Until it answers, live reads go to the database, and "
+                "LIVE_CACHE_ON_LEDGER_LOSS decides about writes."
+            ),
+            id="live_cache.E005",
+        )
+    finally:
+        connection.close()
+
+
+def _check_pickle(alias: str, location: Location, config: Mapping[str, Any]) -> Messages:
+    options = config.get("OPTIONS") or {}
+    if options.get("PICKLE", True) and not options.get("MAC_KEYS") and location.kinds & {"disk", "redis"}:
+        yield Warning(
+            f"CACHES[{alias!r}]: {location.farthest.shown!r} is shared, and without MAC_KEYS whoever can write "
+            f"there can make this process run code, since plain values may be pickles.",
+            hint="Set OPTIONS['MAC_KEYS'] to a list of secrets, or OPTIONS['PICKLE'] to False.",
+            id="live_cache.W001",
+        )
+
+
+def _check_process_ledger(alias: str, location: Location) -> Messages:
+    if location.tiers[0].ledger == "process":
+        yield Warning(
+            f"CACHES[{alias!r}]: with ledger=process no other process learns of a write, so a server with more than "
+            f"one worker serves stale rows.",
+            hint="Write 'memory://': its ledger is a file that all processes of this host share.",
+            id="live_cache.W002",
+        )
+
+
+def _check_one_host(alias: str, location: Location) -> Messages:
+    if choose_ledger(location).kind != "host":
+        return
+    servers = sorted(name for name in connections if connections[name].vendor not in _DATABASES_OF_ONE_HOST)
+    if servers:
+        yield Info(
+            f"CACHES[{alias!r}] has its ledger in a file of this host, and the database {servers[0]!r} can be written "
+            f"from other hosts and containers, whose writes it does not see.",
+            hint=(
+                "Add a Redis tier that all of them share; if only this host writes, add live_cache.I001 to "
+                "SILENCED_SYSTEM_CHECKS."
+            ),
+            id="live_cache.I001",
+        )
+
+
+def _check_enabled() -> Messages:
+    value = settings.raw("LIVE_CACHE_ENABLED")
+    if not isinstance(value, bool):
+        yield Error(
+            f"LIVE_CACHE_ENABLED is {value!r}, which is neither True nor False.",
+            hint="Give True, or False to send every live read to the database.",
+            id="live_cache.E010",
+        )
+
+
+def _check_lease() -> Messages:
+    value = settings.raw("LIVE_CACHE_LEASE_S")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
+        yield Error(
+            f"LIVE_CACHE_LEASE_S is {value!r}, which is no positive number of seconds.",
+            hint="Leave it out for 10 seconds, or give more than the longest COMMIT takes.",
+            id="live_cache.E011",
+        )
+
+
+def _check_ledger_loss() -> Messages:
+    value = settings.raw("LIVE_CACHE_ON_LEDGER_LOSS")
+    if value not in ("serve", "refuse"):
+        yield Error(
+            f"LIVE_CACHE_ON_LEDGER_LOSS is {value!r}. Known are: 'serve', 'refuse'.",
+            hint="'serve' lets a commit go on while the ledger is out of reach; 'refuse' makes it raise before COMMIT.",
+            id="live_cache.E012",
+        )
+
+
+def _check_tenant() -> Messages:
+    value = settings.raw("LIVE_CACHE_TENANT")
+    if value is not None and not callable(value):
+        yield Error(
+            f"LIVE_CACHE_TENANT is {value!r}, which cannot be called.",
+            hint="Give a function from a database alias to the name of the tenant, or None.",
+            id="live_cache.E013",
+        )
+
+
+def _check_unknown() -> Messages:
+    for name in settings.unknown():
+        yield Warning(
+            f"The setting {name} is unknown. Known are: {', '.join(sorted(DEFAULTS))}.",
+            hint="Correct the name, or remove the setting: nothing reads it.",
+            id="live_cache.W004",
+        )
+
+
+def _foreign_owner_of_live(manager: Any) -> str:
+    """Return the queryset or manager class outside of this package that gives *manager* its ``live``, or nothing."""
+    # _queryset_class is private to BaseManager.from_queryset(); read in Django 5.2 and 6.1.
+    for owner in (getattr(manager, "_queryset_class", None), type(manager)):
+        method = getattr(owner, "live", None)
+        if owner is not None and method is not None:
+            definer = next(cls for cls in owner.__mro__ if "live" in vars(cls))
+            module = getattr(method, "__module__", None) or definer.__module__
+            if not module.startswith("live_cache.") and not definer.__module__.startswith("live_cache."):
+                return f"{definer.__module__}.{definer.__qualname__}"
+    return ""

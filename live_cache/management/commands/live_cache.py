@@ -1,0 +1,192 @@
+"""``manage.py live_cache clear|stats|keys|explain``. docs/reference/command.md describes each option."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from itertools import islice
+from typing import Any
+
+from django.core.exceptions import FieldError, ValidationError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db.models import Model, QuerySet
+
+from live_cache.assembly import Assembly, get_assembly, live_assemblies
+from live_cache.exceptions import ConfigurationError, LiveCacheError
+from live_cache.management import clearing, reports
+from live_cache.management.tables import as_json, as_table
+from live_cache.queryset import live
+
+__all__ = ["Command"]
+
+
+class Command(BaseCommand):
+    """Look into the caches of live querysets, and clear them."""
+
+    help = "Shows what live caches hold and why, and clears them."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Declare the four subcommands."""
+        actions = parser.add_subparsers(dest="action", required=True, metavar="clear|stats|keys|explain")
+        self._add_clear(actions)
+        self._add_stats(actions)
+        self._add_keys(actions)
+        self._add_explain(actions)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """
+        Run one subcommand.
+
+        Raises:
+            CommandError: A model, key, alias, field or value is unknown, or a store or the ledger does not answer.
+        """
+        try:
+            getattr(self, f"_{options['action']}")(**options)
+        except LiveCacheError as error:
+            raise CommandError(str(error)) from error
+
+    def _add_clear(self, actions: Any) -> None:
+        parser = actions.add_parser("clear", help="Invalidate or drop entries.")
+        target = parser.add_mutually_exclusive_group(required=True)
+        target.add_argument("--model", metavar="app.Model", help="Invalidate every result that depends on its table.")
+        target.add_argument("--key", help="Invalidate every result under this cache key.")
+        target.add_argument("--prefix", help="Drop the entries whose key lies under this prefix. Scans.")
+        target.add_argument("--all", action="store_true", help="Drop everything in this cache, plain values too.")
+        parser.add_argument("--dry-run", action="store_true", help="Only say what would go.")
+        parser.add_argument("--noinput", "--no-input", action="store_false", dest="interactive", help="Do not ask.")
+        _add_common(parser, default="default")
+
+    def _add_stats(self, actions: Any) -> None:
+        parser = actions.add_parser("stats", help="Show tiers, ledger and counters.")
+        _add_common(parser, default=None)
+
+    def _add_keys(self, actions: Any) -> None:
+        parser = actions.add_parser("keys", help="List the keys of live entries. Scans.")
+        parser.add_argument("--prefix", default="", help="Only keys under this prefix, segment by segment.")
+        parser.add_argument("--limit", type=_positive, default=100, help="At most so many keys (default: 100).")
+        parser.add_argument("--all", action="store_true", help="Every key of the store, with its namespace.")
+        _add_common(parser, default="default")
+
+    def _add_explain(self, actions: Any) -> None:
+        parser = actions.add_parser("explain", help="Say how a query is cached, or why it is not.")
+        parser.add_argument("model", metavar="app.Model")
+        parser.add_argument(
+            "--filter", action="append", nargs="+", default=[], metavar="field=value", help="As in filter(field=value)."
+        )
+        parser.add_argument(
+            "--order-by",
+            action="append",
+            default=[],
+            metavar="field",
+            help="As in order_by(field); several with commas. Descending with the sign =: --order-by=-created.",
+        )
+        _add_common(parser, default="default")
+
+    def _clear(self, *, using: str, dry_run: bool, **options: Any) -> None:
+        assembly = get_assembly(using)
+        # An unreachable ledger keeps a tick until it answers; the process of a command does not live so long.
+        assembly.ledger.clocks()
+        if options["model"] is not None:
+            model = clearing.find_model(options["model"])
+            report = clearing.clear_model(assembly, model, is_dry_run=dry_run)
+        elif options["key"] is not None:
+            report = clearing.clear_key(assembly, options["key"], is_dry_run=dry_run)
+        elif options["prefix"] is not None:
+            report = clearing.clear_prefix(assembly, options["prefix"], is_dry_run=dry_run)
+        else:
+            if options["interactive"] and not dry_run:
+                self._confirm(assembly)
+            report = clearing.clear_all(assembly, is_dry_run=dry_run)
+        self._write_cleared({"cache": using, "dry_run": dry_run, **report}, options["format"])
+
+    def _stats(self, *, using: str | None, **options: Any) -> None:
+        assemblies = live_assemblies() if using is None else (get_assembly(using),)
+        if not assemblies:
+            raise ConfigurationError("No alias in CACHES has the BACKEND live_cache.backend.LiveCache.")
+        found = [reports.statistics_of(assembly) for assembly in assemblies]
+        if options["format"] == "json":
+            self.stdout.write(as_json({"caches": found}))
+        else:
+            self.stdout.write("\n\n".join(reports.format_statistics(report) for report in found))
+
+    def _keys(self, *, using: str, prefix: str, limit: int, **options: Any) -> None:
+        assembly = get_assembly(using)
+        source = reports.stored_keys(assembly, prefix) if options["all"] else reports.live_keys(assembly, prefix)
+        keys = list(islice(source, limit + 1))
+        is_cut = len(keys) > limit
+        keys = sorted(keys[:limit])
+        if options["format"] == "json":
+            self.stdout.write(as_json({"cache": using, "prefix": prefix, "keys": keys, "is_cut": is_cut}))
+            return
+        self.stdout.write(as_table(("key",), [[key] for key in keys]) if keys else "No keys.")
+        if is_cut:
+            self.stdout.write(f"More than {limit} keys; raise --limit to see them.")
+
+    def _explain(self, *, using: str, model: str, **options: Any) -> None:
+        get_assembly(using)
+        conditions = [condition for group in options["filter"] for condition in group]
+        order_by = [field for fields in options["order_by"] for field in fields.split(",")]
+        queryset = _query(clearing.find_model(model), conditions, order_by)
+        explanation = live(queryset, using_cache=using).live_explain()
+        if options["format"] == "json":
+            self.stdout.write(as_json(explanation.as_dict()))
+        else:
+            self.stdout.write(str(explanation))
+
+    def _confirm(self, assembly: Assembly) -> None:
+        self.stdout.write(
+            f"This drops every live entry and every plain value of the cache {assembly.alias!r}, in all processes."
+        )
+        if input("Type 'yes' to go on: ") != "yes":
+            raise CommandError("Nothing was cleared.")
+
+    def _write_cleared(self, report: dict[str, Any], output_format: str) -> None:
+        if output_format == "json":
+            self.stdout.write(as_json(report))
+            return
+        names = [name for name in ("what", "name", "table", "entries", "clocks") if name in report]
+        self.stdout.write("Would clear:" if report["dry_run"] else "Cleared:")
+        self.stdout.write(as_table(names, [[_shown(report[name]) for name in names]]))
+
+
+def _add_common(parser: CommandParser, *, default: str | None) -> None:
+    shown = "every alias with our backend" if default is None else default
+    parser.add_argument("--using", default=default, metavar="ALIAS", help=f"Alias in CACHES (default: {shown}).")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="Output (default: table).")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def _shown(value: Any) -> Any:
+    return ", ".join(f"{name} {n}" for name, n in value.items()) if isinstance(value, dict) else value
+
+
+def _query(model: type[Model], conditions: list[str], order_by: list[str]) -> QuerySet[Model]:
+    """
+    Return the queryset that the options of ``explain`` describe.
+
+    Raises:
+        CommandError: A condition is not ``field=value``, a field is unknown, or a value does not fit its field.
+    """
+    lookups = dict(_condition(condition) for condition in conditions)
+    try:
+        queryset = model._default_manager.filter(**lookups)
+        return queryset.order_by(*order_by) if order_by else queryset
+    except FieldError as error:
+        raise CommandError(f"{model._meta.label}: {error}") from error
+    except (ValidationError, ValueError, TypeError) as error:
+        raise CommandError(f"{model._meta.label}: a value does not fit its field: {error}") from error
+
+
+def _condition(condition: str) -> tuple[str, Any]:
+    field, equals, value = condition.partition("=")
+    if not equals or not field:
+        raise CommandError(f"--filter {condition!r} is not field=value, for example category_id=7.")
+    if field.endswith(("__in", "__range")):
+        return field, value.split(",")
+    if field.endswith("__isnull"):
+        return field, value.lower() in {"true", "1", "yes"}
+    return field, value
