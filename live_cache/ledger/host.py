@@ -163,7 +163,7 @@ class HostLedger(Ledger):
     def clocks(self) -> list[ClockInfo]:
         """See Ledger.clocks()."""
         infos = []
-        with _translated(self.directory):
+        with self._translating():
             if not self.directory.is_dir():
                 return []
             for path in sorted(self.directory.glob("*" + SUFFIX)):
@@ -188,7 +188,7 @@ class HostLedger(Ledger):
             clock = dependency.clock
             reading = None
             if HAS_ORDERED_STORES:
-                with _translated(self.directory):
+                with self._translating():
                     found = self._map(clock)
                 if found is not None:
                     for _ in range(LOCK_FREE_TRIES):
@@ -256,11 +256,21 @@ class HostLedger(Ledger):
     @contextmanager
     def _written(self, clock: str) -> Iterator[_Map | None]:
         """Hold the lock, and give the file of *clock* as it is now, repaired, or None if the clock does not exist."""
-        with _translated(self.directory), self._lock:
+        with self._translating(), self._lock:
             found = self._map(clock)
             if found is not None:
                 found.repair()
             yield found
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, PermissionError):
+                self._lock.check_directory()  # It can name the owner.
+            message = f"The ledger in {str(self.directory)!r} cannot be used: {error}"
+            raise LedgerUnavailableError(message) from error
 
     def _path(self, clock: str) -> str:
         path = self._paths.get(clock)
@@ -387,11 +397,3 @@ def _name_in(memory: mmap.mmap) -> bytes:
 
 def _now_ns() -> int:
     return time.clock_gettime_ns(LEASE_CLOCK)
-
-
-@contextmanager
-def _translated(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise LedgerUnavailableError(f"The ledger in {str(directory)!r} cannot be used: {error}") from error

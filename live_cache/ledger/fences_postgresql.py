@@ -1,0 +1,73 @@
+"""
+Fences of PostgreSQL: every transaction that has written holds the lock of its own transaction id until it is over.
+
+pg_locks shows these locks to every role. A lock goes after the transaction has left the list of running ones, so a
+snapshot taken later sees its commit; pg_xact_status() of some versions answers earlier than that. A snapshot's xmin and
+xmax are no proof: a running transaction with the highest id so far is at or above xmax, like those that do not exist
+yet. On a standby the locks of the primary are missing, so it is never asked.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+__all__ = ["is_over", "session_token", "writer_token", "writers_in_progress"]
+
+NONE_ASSIGNED = "pg:none"
+
+
+def writer_token(connection: BaseDatabaseWrapper) -> str:
+    """Return ``pg:<xid8>``, or ``pg:none`` for a transaction that has written nothing."""
+    xid = _row(connection, "SELECT pg_catalog.pg_current_xact_id_if_assigned()::text")[0]
+    return NONE_ASSIGNED if xid is None else f"pg:{xid}"
+
+
+def session_token(connection: BaseDatabaseWrapper) -> str:
+    """
+    Return ``pg-session:<pid>``. Used again for a later session, a pid only looks alive for longer.
+
+    Empty behind a pooler (PgBouncer): it tells the driver a pid of its own, and the next statement may run in
+    another session.
+    """
+    pid = _row(connection, "SELECT pg_catalog.pg_backend_pid()")[0]
+    info: Any = connection.connection.info  # psycopg 3 and psycopg2 2.8.6 agree on this
+    return f"pg-session:{pid}" if info.backend_pid == pid else ""
+
+
+def is_over(connection: BaseDatabaseWrapper, token: str) -> bool:
+    """See fences.is_over(). An id that a restored database has not reached again is of a transaction that is over."""
+    kind, _, number = token.partition(":")
+    if token == NONE_ASSIGNED:
+        return True
+    if not number.isdecimal():
+        return False
+    if kind == "pg":
+        in_progress = writers_in_progress(connection)
+        return in_progress is not None and str(int(number) % 2**32) not in in_progress
+    if kind == "pg-session":
+        query = (
+            "SELECT NOT pg_catalog.pg_is_in_recovery() AND NOT EXISTS"
+            " (SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid = %s)"
+        )
+        return _row(connection, query, int(number))[0] is True
+    return False
+
+
+def writers_in_progress(connection: BaseDatabaseWrapper) -> frozenset[str] | None:
+    """See fences.writers_in_progress(). Of every database of the server, and prepared transactions too."""
+    query = (
+        "SELECT pg_catalog.pg_is_in_recovery(), ARRAY(SELECT transactionid::text FROM pg_catalog.pg_locks"
+        " WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted)"
+    )
+    is_standby, xids = _row(connection, query)
+    return None if is_standby else frozenset(xids)
+
+
+def _row(connection: BaseDatabaseWrapper, query: str, *parameters: object) -> tuple[Any, ...]:
+    with connection.cursor() as cursor:
+        cursor.execute(query, parameters or None)
+        row: tuple[Any, ...] = cursor.fetchone()
+    return row

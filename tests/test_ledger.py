@@ -1,0 +1,193 @@
+"""The rule of freshness, what every ledger inherits, and the ledger of one process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from live_cache.exceptions import ConfigurationError, LedgerUnavailableError
+from live_cache.ledger import base
+from live_cache.ledger.base import Dependency, Intent, Reading, Stamp, is_fresh, slot_of, take_stamps
+from live_cache.ledger.process import ProcessLedger
+from live_cache.ledger_testing import CLOCK, LedgerSuite
+
+E1, E2 = b"1" * 16, b"2" * 16
+DEPENDENCY = Dependency("c", (0, 5))
+SLOT_OF_AB = 3303
+
+
+class TestProcessLedger(LedgerSuite):
+    name = "process"
+    has_newborn_hold = False
+
+    @pytest.fixture(autouse=True)
+    def _state(self) -> Iterator[None]:
+        self.now_s = 100.0
+        self.made = ProcessLedger(lease_s=self.lease_s, clock=lambda: self.now_s)
+        yield
+
+    def make_ledger(self) -> ProcessLedger:
+        return self.made
+
+    def lose(self, clock: str) -> None:
+        self.made.reset([clock])
+
+    def let_pass(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_child_shares_nothing(self) -> None:
+        """After a fork the child starts new epochs, even if a thread of the parent held the lock at that moment."""
+        stamps = take_stamps(self.made.read([Dependency(CLOCK)]))
+        has_lock, may_end = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with self.made._lock, self.made._undelivered_lock:
+                has_lock.set()
+                may_end.wait(10)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        has_lock.wait(10)
+        child = os.fork()
+        if child == 0:
+            self.made.tick({CLOCK: {0}})
+            readings = self.made.read([Dependency(CLOCK)])
+            os._exit(0 if readings[0].epoch != stamps[0].epoch else 1)
+        may_end.set()
+        thread.join()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert is_fresh(stamps, self.made.read([Dependency(CLOCK)]), [Dependency(CLOCK)])
+
+
+@pytest.mark.parametrize(
+    ("reading", "expected"),
+    [
+        (Reading("c", E1, 3, (1, 3)), True),
+        (Reading("c", E1, 9, (1, 3)), True),
+        (Reading("c", E1, 4, (1, 4)), False),
+        (Reading("c", E1, 4, (4, 1)), False),
+        (Reading("c", E2, 3, (1, 3)), False),
+        (Reading("d", E1, 3, (1, 3)), False),
+        (Reading("c", E1, 3, (1,)), False),
+        (Reading("c", E1, 3, (1, 3), (Intent("i", frozenset((5,)), ""),)), False),
+        (Reading("c", E1, 3, (1, 3), (Intent("i", frozenset((0,)), ""),)), False),
+        (Reading("c", E1, 3, (1, 3), (Intent("i", frozenset((6,)), ""),)), True),
+    ],
+)
+def test_is_fresh(reading: Reading, expected: bool) -> None:
+    """Fresh: same clock and epoch, no slot above the stamp, no open intent on one of the slots."""
+    assert expected == is_fresh([Stamp("c", E1, 3)], [reading], [DEPENDENCY])
+
+
+def test_is_fresh_needs_every_part() -> None:
+    """One stale dependency, a missing part, or a dependency without the table's slot is enough to refuse."""
+    stamp, reading = Stamp("c", E1, 3), Reading("c", E1, 3, (1, 3))
+    stale = Reading("c", E1, 4, (1, 4))
+    assert is_fresh([stamp, stamp], [reading, reading], [DEPENDENCY, DEPENDENCY])
+    assert not is_fresh([stamp, stamp], [reading, stale], [DEPENDENCY, DEPENDENCY])
+    assert not is_fresh([stamp], [reading, reading], [DEPENDENCY, DEPENDENCY])
+    assert not is_fresh([stamp], [Reading("c", E1, 3, (1,))], [Dependency("c", (5,))])
+    assert not is_fresh([stamp], [Reading("c", E1, 3, ())], [Dependency("c", ())])
+
+
+def test_slot_of_is_stable_and_never_the_table() -> None:
+    """Slots are the same in every process, and slot 0 is nobody's."""
+    slots = {slot_of(f"row/{number}") for number in range(50_000)}
+    assert set(range(1, 4096)) == slots
+    assert SLOT_OF_AB == slot_of("a/b")
+
+
+def test_lease_must_be_positive() -> None:
+    """A lease of zero would expire intents at once."""
+    with pytest.raises(ConfigurationError, match="lease"):
+        ProcessLedger(lease_s=0)
+
+
+class FailingLedger(ProcessLedger):
+    """Fails as long as it is told to, and can be held in the middle of a delivery."""
+
+    error: BaseException | None = None
+    ticks = 0
+
+    def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None) -> None:
+        if self.error is not None:
+            raise self.error
+        self.ticks += 1
+        super()._tick(changes, intent_id)
+
+
+@pytest.fixture
+def failing() -> FailingLedger:
+    ledger = FailingLedger(lease_s=10)
+    ledger.read([Dependency(CLOCK)])
+    return ledger
+
+
+def test_tick_that_fails_is_kept_and_delivered_before_the_next_read(failing: FailingLedger) -> None:
+    """No reader of this process sees a clock without the ticks that this process owes it."""
+    stamps = take_stamps(failing.read([Dependency(CLOCK)]))
+    intent_id = failing.declare({CLOCK: {0}}, fence="x")
+    failing.error = LedgerUnavailableError("away")
+    assert not failing.tick({CLOCK: {0}}, intent_id=intent_id)
+    assert failing.undelivered_count == 1
+    with pytest.raises(LedgerUnavailableError):
+        failing.read([Dependency(CLOCK)])
+    failing.error = None
+    (reading,) = failing.read([Dependency(CLOCK)])
+    assert not is_fresh(stamps, [reading], [Dependency(CLOCK)])
+    assert ((), 0) == (reading.intents, failing.undelivered_count)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug")])
+def test_interrupted_tick_is_kept(failing: FailingLedger, error: BaseException) -> None:
+    """An interrupt in the middle of a tick passes through, and the tick is delivered later."""
+    failing.error = error
+    with pytest.raises(type(error)):
+        failing.tick({CLOCK: {5}})
+    failing.error = None
+    assert failing.read([Dependency(CLOCK, (0, 5))])[0].slots[1] == 1
+
+
+def test_many_kept_ticks_are_merged(failing: FailingLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the ledger is away, what is kept stays small and complete."""
+    monkeypatch.setattr(base, "MAX_UNDELIVERED", 10)
+    failing.error = LedgerUnavailableError("away")
+    for slot in range(1, 101):
+        failing.tick({CLOCK: {slot}})
+    assert failing.undelivered_count <= 10
+    failing.error = None
+    slots = failing.read([Dependency(CLOCK, tuple(range(1, 101)))])[0].slots
+    assert min(slots) >= 1
+
+
+def test_waiting_threads_do_not_try_again_one_by_one(failing: FailingLedger) -> None:
+    """When a delivery fails, the threads that waited for it fail at once, instead of each waiting for its own timeout."""
+    failing.error = LedgerUnavailableError("away")
+    failing.tick({CLOCK: {5}})
+    tries, in_delivery, may_fail = [0], threading.Event(), threading.Event()
+
+    def slow(changes: object, intent_id: object) -> None:
+        tries[0] += 1
+        in_delivery.set()
+        may_fail.wait(10)
+        raise LedgerUnavailableError("away")
+
+    failing._tick = slow  # type: ignore[method-assign]  # a ledger that answers late
+    with ThreadPoolExecutor(5) as executor:
+        first = executor.submit(failing.read, [Dependency(CLOCK)])
+        in_delivery.wait(10)
+        others = [executor.submit(failing.read, [Dependency(CLOCK)]) for _ in range(4)]
+        while executor._work_queue.qsize() or not failing._undelivered_lock.locked():
+            pass
+        threading.Event().wait(0.05)  # the four are on their way to the lock; one that is late makes this test weaker
+        may_fail.set()
+        for future in [first, *others]:
+            with pytest.raises(LedgerUnavailableError):
+                future.result(10)
+    assert tries[0] == 1
