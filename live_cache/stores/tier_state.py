@@ -105,8 +105,8 @@ class KeyVersions:
     Keeps a promotion from overwriting what was written after the promoted value had been read.
 
     A writer holds the locks of its keys until every tier has the new value, then raises their versions. A reader
-    notes the version before it looks at any tier, and promotes under the lock only if the version is still the same. So a copy that
-    is too late is given up, and one that is not is overwritten by the writer.
+    notes the version before it looks at any tier, and promotes under the lock only if the version is still the same.
+    So a copy that is too late is given up, and one that is not is overwritten by the writer.
     """
 
     def __init__(self) -> None:

@@ -191,7 +191,7 @@ class TieredStore(ForkAware, Store):
         return self._iterate_keys(prefix)
 
     def invalidate_prefix(self, prefix: str) -> int:
-        """Drop every key under *prefix* from every tier. Return the largest number that a tier dropped. See delete()."""
+        """Drop every key under *prefix* from every tier. Return the largest number that one dropped. See delete()."""
         if prefix:
             validate_key(prefix)
         dropped = self._drop_prefix(prefix, lambda store: store.invalidate_prefix(prefix))
@@ -210,7 +210,13 @@ class TieredStore(ForkAware, Store):
 
         Also if it did not: so the next get() sees the value that was in the way.
         """
-        is_stored = self._decide(key, lambda store: store.compare_and_swap(key, expected, value, timeout_s=timeout_s))
+        try:
+            is_stored = self._decide(
+                key, lambda store: store.compare_and_swap(key, expected, value, timeout_s=timeout_s)
+            )
+        except QuotaExceededError:
+            self._counters.rejected_puts.add_one()
+            raise
         if is_stored:
             self._counters.puts.add_one()
         return is_stored
