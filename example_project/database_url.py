@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -33,23 +35,28 @@ def parse_database_url(url: str) -> dict[str, Any]:
     ``sqlite:///relative/path`` is relative to the working directory, ``sqlite:////absolute/path`` is not.
 
     Raises:
-        DatabaseUrlError: The scheme is unknown, or the name of the database, the host or the port is missing or wrong.
+        DatabaseUrlError: The scheme is unknown, the name of the database is missing, the port is wrong, or no
+            driver is installed.
     """
     parts = urlsplit(url)
+    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # a password goes into no message
     engine = _ENGINES.get(parts.scheme)
     if engine is None:
-        raise DatabaseUrlError(f"The database URL {url!r} has the unknown scheme {parts.scheme!r}. Use {EXAMPLES}.")
+        raise DatabaseUrlError(f"The database URL {shown!r} has the unknown scheme {parts.scheme!r}. Use {EXAMPLES}.")
     name = unquote(parts.path.removeprefix("/"))
     if not name:
-        raise DatabaseUrlError(f"The database URL {url!r} names no database. Use {EXAMPLES}.")
+        raise DatabaseUrlError(f"The database URL {shown!r} names no database. Use {EXAMPLES}.")
     if parts.scheme == "sqlite":
         if parts.netloc:
-            raise DatabaseUrlError(f"The database URL {url!r} has a host; SQLite needs three slashes: sqlite:///path.")
+            raise DatabaseUrlError(
+                f"The database URL {shown!r} has a host; SQLite needs three slashes: sqlite:///path."
+            )
         return {"ENGINE": engine, "NAME": name, "OPTIONS": dict(_SQLITE_OPTIONS)}
     try:
         port = parts.port
     except ValueError as error:
-        raise DatabaseUrlError(f"The database URL {url!r} has a port that is no number up to 65535.") from error
+        raise DatabaseUrlError(f"The database URL {shown!r} has a port that is no number up to 65535.") from error
+    _require_driver(url, engine)
     database: dict[str, Any] = {
         "ENGINE": engine,
         "NAME": name,
@@ -61,17 +68,18 @@ def parse_database_url(url: str) -> dict[str, Any]:
         "CONN_MAX_AGE": 60,
     }
     if engine.endswith("mysql"):
-        _use_pymysql_without_mysqlclient()
         database["OPTIONS"] = {"charset": "utf8mb4"}
     return database
 
 
-def _use_pymysql_without_mysqlclient() -> None:
-    try:
-        import MySQLdb  # noqa: F401 - only to see whether it is there
-    except ImportError:
-        try:
-            import pymysql
-        except ImportError:
-            return  # Django says which driver is missing, and how to install it.
-        pymysql.install_as_MySQLdb()
+def _require_driver(url: str, engine: str) -> None:
+    """Raise if no driver of *engine* is installed, and let PyMySQL take the place of mysqlclient."""
+    names = ("psycopg", "psycopg2") if engine.endswith("postgresql") else ("MySQLdb", "pymysql")
+    found = next((name for name in names if importlib.util.find_spec(name)), None)
+    if found is None:
+        wheel = "psycopg[binary]" if names[0] == "psycopg" else "pymysql"
+        raise DatabaseUrlError(
+            f"No driver for {url.partition(':')[0]} is installed. Run: python -m pip install {wheel}"
+        )
+    if found == "pymysql":
+        importlib.import_module("pymysql").install_as_MySQLdb()

@@ -13,12 +13,13 @@ __all__ = ["airport_by_icao", "airports", "countries"]
 
 def countries() -> LiveQuerySet[Country]:
     """Return every country with how many airports it has, by area and name."""
-    return Country.objects.annotate(airport_count=Count("airports")).order_by("area", "name", "code").live()
+    queryset: LiveQuerySet[Country] = Country.objects.annotate(airport_count=Count("airports"))
+    return queryset.order_by("area", "name", "code").live()
 
 
 def airports(wanted: TableRequest) -> LiveQuerySet[Airport]:
     """Return the airports that the table page asks for, with their countries; all pages of them."""
-    queryset = Airport.objects.select_related("country").order_by(*wanted.ordering)
+    queryset: LiveQuerySet[Airport] = Airport.objects.select_related("country").order_by(*wanted.ordering)
     if wanted.country:
         queryset = queryset.filter(country=wanted.country)
     if wanted.search:
@@ -36,4 +37,5 @@ def airport_by_icao(icao: str) -> Airport:
     Raises:
         Airport.DoesNotExist: No airport has this code.
     """
-    return Airport.objects.select_related("country").live().get(icao=icao)
+    queryset: LiveQuerySet[Airport] = Airport.objects.select_related("country").live()
+    return queryset.get(icao=icao)

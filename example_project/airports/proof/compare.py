@@ -55,4 +55,4 @@ def _difference(live: Any, plain: Any, place: str) -> str:
     else:
         # repr tells apart what == does not: -0.0 and 0.0, equal Decimals with different exponents.
         return "" if live == plain and repr(live) == repr(plain) else f"{place or 'result'} is {live!r}, not {plain!r}"
-    return next((found for found in (_difference(*both, where) for where, *both in pairs) if found), "")
+    return next((found for where, one, other in pairs if (found := _difference(one, other, where))), "")

@@ -63,10 +63,11 @@ def named_reads(subject: Subject) -> list[NamedRead]:
     """Return the reads, in the order of the report."""
 
     def of_country() -> QuerySet[Airport]:
-        return Airport.objects.filter(country=subject.country).order_by("name", "pk")
+        queryset: QuerySet[Airport] = Airport.objects.filter(country=subject.country)
+        return queryset.order_by("name", "pk")
 
     def joined() -> QuerySet[Airport]:
-        in_area = Airport.objects.select_related("country").filter(country__area=subject.area)
+        in_area: QuerySet[Airport] = Airport.objects.select_related("country").filter(country__area=subject.area)
         return in_area.order_by("country__name", "name", "pk")
 
     def page(number: int) -> NamedRead:
@@ -92,5 +93,5 @@ def named_reads(subject: Subject) -> list[NamedRead]:
 
 
 def _by_country() -> QuerySet[Any]:
-    grouped = Airport.objects.order_by("country").values("country")
+    grouped: QuerySet[Any] = Airport.objects.order_by("country").values("country")
     return grouped.annotate(airports=Count("pk"), highest_ft=Max("elevation_ft"))
