@@ -94,4 +94,5 @@ def named_reads(subject: Subject) -> list[NamedRead]:
 
 def _by_country() -> QuerySet[Any]:
     grouped: QuerySet[Any] = Airport.objects.order_by("country").values("country")
-    return grouped.annotate(airports=Count("pk"), highest_ft=Max("elevation_ft"))
+    annotated: QuerySet[Any] = grouped.annotate(airports=Count("pk"), highest_ft=Max("elevation_ft"))
+    return annotated

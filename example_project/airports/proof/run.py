@@ -89,8 +89,11 @@ def _measured_reads(proof: Proof, reads: Sequence[NamedRead], child_arguments: S
         for timing, where in ((measured.warm, "in this process"), (measured.new_process, "in a new process")):
             proof.warm_read_count += 1
             if timing.tier is None or timing.query_count:
+                queries = "1 query" if timing.query_count == 1 else f"{timing.query_count} queries"
                 because = f" ({timing.reason})" if timing.reason else ""
-                proof.problems.append(f"{read.name}: a warm read {where} made {timing.query_count} queries{because}.")
+                proof.problems.append(
+                    f"{read.name}: a warm read {where} did not come from the cache alone: {queries}{because}."
+                )
         if not measured.database.query_count or not measured.cold.query_count:
             proof.problems.append(f"{read.name}: a read that must ask the database made no query.")
         proof.comparison_count += 1
