@@ -8,6 +8,7 @@ Every error of the package, in one tree.
     |  |- InvalidKeyError              the key breaks the rules for keys
     |  |- QuotaExceededError           the value or the number of keys is over the store's limit
     |- LedgerUnavailableError          the ledger did not answer; the driver's error is __cause__
+    |  |- CommitRefusedError           so the COMMIT was not sent; also django's OperationalError
     |- FrameError                      stored bytes are corrupt, foreign, or of another version
     |- UncachableError
     |  |- UncachableQueryError         a query whose result cannot be cached correctly
@@ -19,8 +20,10 @@ Every error of the package, in one tree.
 from __future__ import annotations
 
 from django.core.exceptions import ImproperlyConfigured
+from django.db.utils import OperationalError
 
 __all__ = [
+    "CommitRefusedError",
     "ConfigurationError",
     "FrameError",
     "InvalidKeyError",
@@ -63,6 +66,14 @@ class QuotaExceededError(StoreError):
 
 class LedgerUnavailableError(LiveCacheError):
     """The ledger did not answer. The driver's error is ``__cause__``."""
+
+
+class CommitRefusedError(LedgerUnavailableError, OperationalError):
+    """
+    A COMMIT was not sent, because the ledger is out of reach and LIVE_CACHE_ON_LEDGER_LOSS is "refuse".
+
+    It is an OperationalError so that atomic() rolls the transaction back as it does for any database error.
+    """
 
 
 class FrameError(LiveCacheError):

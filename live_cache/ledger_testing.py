@@ -107,7 +107,7 @@ class LedgerSuite(ABC):
         before = ledger.read(dependencies)
         assert ledger.tick({CLOCK: {3}})
         after = ledger.read(dependencies)
-        assert [OTHER, CLOCK, OTHER] == [reading.clock for reading in after]
+        assert [reading.clock for reading in after] == [OTHER, CLOCK, OTHER]
         assert (before[0], before[2]) == (after[0], after[2])
         assert after[1].slots[1] == after[1].seq == before[1].seq + 1
 
@@ -144,7 +144,7 @@ class LedgerSuite(ABC):
         self._settle(ledger)
         ledger.declare({CLOCK: {5}}, fence="x")
         ledger.reset([CLOCK])
-        assert [NEWBORN] == [intent.id for intent in self._read(ledger).intents]
+        assert [intent.id for intent in self._read(ledger).intents] == [NEWBORN]
 
     def test_other_view_sees_everything_at_once(self, ledger: Ledger) -> None:
         """Two views of the same clocks agree after each step."""
@@ -154,7 +154,7 @@ class LedgerSuite(ABC):
         assert [intent_id] == [intent.id for intent in self._read(ledger).intents]
         other.tick({CLOCK: {5}}, intent_id=intent_id)
         assert self._read(other) == self._read(ledger)
-        assert () == self._read(ledger).intents
+        assert self._read(ledger).intents == ()
         other.close()
 
     def test_intent_is_shown_and_touches_its_slots(self, ledger: Ledger) -> None:
@@ -210,14 +210,14 @@ class LedgerSuite(ABC):
         assert ledger.tick({CLOCK: {5}}, intent_id=intent_id)
         ledger.retract([CLOCK], intent_id)
         ledger.reap(CLOCK, {intent_id, NEWBORN})
-        assert [] == ledger.expired(CLOCK)
-        assert [] == ledger.clocks()
+        assert ledger.expired(CLOCK) == []
+        assert ledger.clocks() == []
 
     def test_expired_after_the_lease(self, ledger: Ledger) -> None:
         """Intents and the newborn hold expire by the ledger's time, and stay shown until they are reaped."""
         self._settle(ledger)
         first = ledger.declare({CLOCK: {5}}, fence="x")
-        assert [] == ledger.expired(CLOCK)
+        assert ledger.expired(CLOCK) == []
         self.let_pass(self.lease_s * 1.25)
         second = ledger.declare({CLOCK: {6}}, fence="y")
         assert [Intent(first, frozenset((5,)), "x")] == ledger.expired(CLOCK)
@@ -226,7 +226,7 @@ class LedgerSuite(ABC):
     def test_newborn_hold_expires(self, ledger: Ledger) -> None:
         """After one lease the hold counts as expired."""
         self._read(ledger)
-        assert [] == ledger.expired(CLOCK)
+        assert ledger.expired(CLOCK) == []
         self.let_pass(self.lease_s * 1.25)
         expected = [NEWBORN] if self.has_newborn_hold else []
         assert expected == [intent.id for intent in ledger.expired(CLOCK)]
@@ -244,7 +244,7 @@ class LedgerSuite(ABC):
         born = self._read(ledger)
         ledger.reap(CLOCK, {NEWBORN}, epoch=born.epoch)
         after = self._read(ledger)
-        assert () == after.intents
+        assert after.intents == ()
         assert self.has_newborn_hold == (not is_fresh(take_stamps([born]), [after], [Dependency(CLOCK)]))
 
     def test_reap_with_proof_about_another_epoch_does_nothing(self, ledger: Ledger) -> None:
@@ -255,7 +255,7 @@ class LedgerSuite(ABC):
         before = self._read(ledger)
         ledger.reap(CLOCK, {NEWBORN}, epoch=born.epoch)
         assert before == self._read(ledger)
-        assert [NEWBORN] == [intent.id for intent in before.intents]
+        assert [intent.id for intent in before.intents] == [NEWBORN]
 
     def test_more_intents_than_there_is_room_for(self, ledger: Ledger) -> None:
         """However many writers commit at once, every result that one of them touches is not fresh."""

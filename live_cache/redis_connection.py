@@ -97,6 +97,7 @@ class RedisConnection:
         return answers
 
     def _pipeline(self, commands: Sequence[Command], *, is_full: bool) -> list[Any]:
+        pipeline: Any  # redis-py does not annotate execute_command()
         with self.client.pipeline(transaction=False) as pipeline:
             for command in commands:
                 name = command[0]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from tests import server_programs, servers, settings
+from tests.cache_kinds import CACHE_KINDS, caches_of
 from tests.gate import FileGate, Gate
 from tests.leftovers import is_alive, remove_leftovers
 from tests.processes import Processes
@@ -251,3 +252,19 @@ def private_redis() -> Iterator[PrivateRedis]:
         pytest.skip(f"REDIS IS MISSING: {error}")
     yield private
     private.kill()
+
+
+@pytest.fixture
+def cache(settings: Any, tmp_path: Any) -> str:
+    """Give the test an empty live cache of its own: memory with a ledger of the process."""
+    settings.CACHES = caches_of("process", tmp_path, None)
+    return "process"
+
+
+@pytest.fixture(params=CACHE_KINDS)
+def cache_kind(request: pytest.FixtureRequest, settings: Any, tmp_path: Any) -> str:
+    """Run the test on each kind of live cache (tests/cache_kinds.py), empty at its start."""
+    kind: str = request.param
+    redis_url = request.getfixturevalue("redis_url") if "redis" in kind else None
+    settings.CACHES = caches_of(kind, tmp_path, redis_url)
+    return kind

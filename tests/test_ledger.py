@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -25,10 +25,9 @@ class TestProcessLedger(LedgerSuite):
     has_newborn_hold = False
 
     @pytest.fixture(autouse=True)
-    def _state(self) -> Iterator[None]:
+    def _state(self) -> None:
         self.now_s = 100.0
         self.made = ProcessLedger(lease_s=self.lease_s, clock=lambda: self.now_s)
-        yield
 
     def make_ledger(self) -> ProcessLedger:
         return self.made
@@ -167,7 +166,7 @@ def test_many_kept_ticks_are_merged(failing: FailingLedger, monkeypatch: pytest.
 
 
 def test_waiting_threads_do_not_try_again_one_by_one(failing: FailingLedger) -> None:
-    """When a delivery fails, the threads that waited for it fail at once, instead of each waiting for its own timeout."""
+    """When a delivery fails, the threads that waited for it fail at once, and do not each wait for a timeout."""
     failing.error = LedgerUnavailableError("away")
     failing.tick({CLOCK: {5}})
     tries, in_delivery, may_fail = [0], threading.Event(), threading.Event()

@@ -34,11 +34,10 @@ class TestHostLedger(LedgerSuite):
     name = "host"
 
     @pytest.fixture(autouse=True)
-    def _state(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def _state(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.directory = tmp_path / "ledger"
         self.passed_ns = 0
         monkeypatch.setattr(host, "_now_ns", lambda: time.monotonic_ns() + self.passed_ns)
-        yield
 
     # Long enough that no test outlives it; let_pass() moves the clock.
     lease_s = 1000.0

@@ -176,6 +176,7 @@ EXTREMES: dict[str, list[Any]] = {
     "naive": [datetime.min, datetime.max, datetime(2026, 1, 31, 12), datetime(1, 1, 1, 0, 0, 0, 1)],
     "utc": [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC), None],
     "utc and naive": [datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1)],
+    "utc under another name": [datetime(2026, 1, 1, tzinfo=zone) for zone in (UTC, timezone(timedelta(0), "GMT"))],
     "two names of utc": [datetime(2026, 1, 1, tzinfo=z) for z in (UTC, timezone(timedelta(0), "GMT"), ZoneInfo("UTC"))],
     "zone": [
         datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin")),

@@ -14,6 +14,8 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from django.db import Error
+
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -105,11 +107,8 @@ def _transactions(connection: BaseDatabaseWrapper, session: _Session) -> list[tu
         with connection.cursor() as cursor:
             cursor.execute(query, (mark,))
             rows = [(int(row[0]), int(row[1]), str(row[2]), int(row[3]), str(row[4])) for row in cursor.fetchall()]
-    except connection.Database.Error as error:
-        session.has_privilege = _code(error) != ACCESS_DENIED
-        return None
-    except Exception as error:
-        if _code(error.__cause__) != ACCESS_DENIED:
+    except Error as error:
+        if not error.args or error.args[0] != ACCESS_DENIED:
             raise
         session.has_privilege = False
         return None
@@ -162,7 +161,3 @@ def _is_idle(connection: BaseDatabaseWrapper) -> bool:
         return False
     status: int = getattr(connection.connection, "server_status", 0)  # PyMySQL keeps what the server said last.
     return not status & SERVER_STATUS_IN_TRANS
-
-
-def _code(error: BaseException | None) -> object:
-    return error.args[0] if error is not None and error.args else None

@@ -66,7 +66,7 @@ def writers_in_progress(connection: BaseDatabaseWrapper) -> frozenset[str] | Non
     return None if is_standby else frozenset(xids)
 
 
-def _row(connection: BaseDatabaseWrapper, query: str, *parameters: object) -> tuple[Any, ...]:
+def _row(connection: BaseDatabaseWrapper, query: str, *parameters: int) -> tuple[Any, ...]:
     with connection.cursor() as cursor:
         cursor.execute(query, parameters or None)
         row: tuple[Any, ...] = cursor.fetchone()

@@ -51,7 +51,7 @@ HAS_ORDERED_STORES: Final = platform.machine().lower() in {"x86_64", "amd64"}
 SUFFIX: Final = ".clock"
 
 # Counts on while the machine sleeps, where the system has such a clock.
-LEASE_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", None) or getattr(time, "CLOCK_MONOTONIC", None)
+LEASE_CLOCK: Final[int] = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", 0))
 
 
 class _Map:

@@ -268,7 +268,7 @@ class RedisStore(Store):
         try:
             self._ask(write)
         except StoreUnavailableError as error:
-            if "OOM command not allowed" not in str(error.__cause__):
+            if "used memory > 'maxmemory'" not in str(error.__cause__):
                 raise
             self._reject(batch)
             raise QuotaExceededError(

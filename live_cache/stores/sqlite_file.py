@@ -75,7 +75,9 @@ class SqliteFile(ForkAware):
             connection, generation = self._check_out()
             return self._patiently(lambda: operation(connection))
         except (sqlite3.Error, OSError) as error:
-            self._forget()
+            self.close()
+            # Whatever is wrong with the file, it may be another one next time.
+            self._is_prepared = self._is_prepared and _error_code(error) in _BUSY_CODES
             raise self._unavailable(error) from error
         finally:
             if generation >= 0:
@@ -111,7 +113,11 @@ class SqliteFile(ForkAware):
 
     def close(self) -> None:
         """Close every connection; those in use, when they are given back. The next use opens new ones."""
-        self._forget()
+        with self._changed:
+            idle, self._idle = self._idle, []
+            self._generation += 1
+        for connection in idle:
+            connection.close()
 
     def before_fork(self) -> None:
         """Wait for the statements of other threads, let no new one start, and close every connection."""
@@ -170,17 +176,9 @@ class SqliteFile(ForkAware):
             if not self._active:
                 self._changed.notify_all()
 
-    def _forget(self) -> None:
-        with self._changed:
-            idle, self._idle = self._idle, []
-            self._generation += 1
-            self._is_prepared = False
-        for connection in idle:
-            connection.close()
-
     def _open(self) -> sqlite3.Connection:
         with self._preparing:
-            if not self._is_prepared:
+            if not (self._is_prepared and self.path.exists()):
                 with _creation_lock:
                     _make_private_directory(self.path.parent)
                     _make_private_file(self.path)
@@ -201,15 +199,13 @@ class SqliteFile(ForkAware):
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
         """Call *attempt* again for as long as it fails for a lock of another process, up to the timeout."""
-        deadline_s: float | None = None
+        deadline_s = time.monotonic() + self._timeout_s
         while True:
             try:
                 return attempt()
             except sqlite3.OperationalError as error:
                 # SQLite itself waits in most cases, but answers at once where it sees a deadlock or a recovery.
-                now_s = time.monotonic()
-                deadline_s = now_s + self._timeout_s if deadline_s is None else deadline_s
-                if _error_code(error) not in _BUSY_CODES or now_s > deadline_s:
+                if _error_code(error) not in _BUSY_CODES or time.monotonic() > deadline_s:
                     raise
                 time.sleep(_RETRY_INTERVAL_S)
 

@@ -151,7 +151,7 @@ def _postgresql(are_backslashes_escapes: bool) -> Reading:
     plain = _ESCAPED + following.format(_ESCAPED) if are_backslashes_escapes else _UNESCAPED
     dollar = rf"\$(?P<tag>(?:[{_IDENT_START}][{_IDENT_START}0-9]*+)?)\$.*?\$(?P=tag)\$"
     groups = {
-        _WORD: rf"(?![eE]'|[uU]&['\"]|$)[{_IDENT_START}][{_IDENT}]*+",
+        _WORD: rf"(?![eE]'|[uU]&['\"])[{_IDENT_START}][{_IDENT}]*+",
         _QUOTED: r'"(?:[^"]++|"")*+"',
         _STRING: rf"{escaped}|[uU]&{_UNESCAPED}|{plain}",
         _VALUE: rf"\$\d++|{_VALUES}|\d[\d_]*+(?:\.[\d_]*+)?(?:[eE][+-]?\d++)?",

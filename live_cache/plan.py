@@ -1,0 +1,237 @@
+"""
+A queryset's plan: its key, what it depends on, and how its rows become objects; or the reason why it has none.
+
+A plan is made on each read, so it must be cheap: one walk over the query (fingerprint.py), then a look-up of what was
+learned when a query of the same structure was first compiled, its Layout. SQL is compiled once per structure, never on
+the way to a hit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final
+
+import django
+from django.apps import apps
+from django.core.exceptions import EmptyResultSet
+from django.db import connections, models
+
+from live_cache.conf import settings
+from live_cache.exceptions import InvalidKeyError, UncachableQueryError
+from live_cache.fingerprint import Walk, walk_expressions, walk_query
+from live_cache.ledger.base import TABLE_SLOT, Dependency, slot_of
+from live_cache.names import clock_of, database_name, is_private_database, key_dependency
+from live_cache.stores.base import validate_key
+from live_cache.writes.guard import intercepting
+from live_cache.writes.sql import StatementKind, classify, normalize_table
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models.sql.query import Query
+
+__all__ = ["Layout", "Plan", "make_plan", "models_of_tables"]
+
+# Part of every fingerprint: raised when plans, or what they store, mean something else than before.
+_PLAN_VERSION: Final = 1
+_MAX_LAYOUTS: Final = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What is learned once per structure of a query, by compiling it."""
+
+    tables: frozenset[str]
+    """Every table that the SQL reads, normalised."""
+    schema_digest: bytes
+    """Changes when a model of these tables changes."""
+    select: Any
+    klass_info: Any
+    annotation_col_map: Any
+    """The compiler's own description of a row, which Django's iterables take (see instances.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that a read needs to know of a query."""
+
+    cache_key: str
+    page_suffix: str
+    database: str
+    tables: frozenset[str]
+    dependencies: tuple[Dependency, ...]
+    layout: Layout
+
+    @property
+    def entry_key(self) -> str:
+        """The key of the entry in the stores."""
+        return f"live/{self.cache_key}/{self.page_suffix}"
+
+
+def make_plan(
+    query: Query,
+    *,
+    using: str,
+    page_suffix: str,
+    result_kind: str,
+    caller_key: str | None = None,
+    aggregates: Mapping[str, Any] | None = None,
+    run: Callable[[], object] | None = None,
+) -> Plan:
+    """
+    Return the plan of *query* on the database alias *using*.
+
+    Args:
+        page_suffix: Which part of the result set the entry holds.
+        result_kind: What the rows become, for example the name of an iterable class; part of the key.
+        caller_key: The cache key that the caller chose; None derives one from the query.
+        aggregates: Expressions of an aggregate(); a digest of them is added to the page suffix.
+        run: Runs that aggregate(), so that its SQL can be caught unsent.
+
+    Raises:
+        UncachableQueryError: The result cannot be cached correctly. The message says why.
+        InvalidKeyError: The caller's key is not a key.
+    """
+    connection = connections[using]
+    if is_private_database(connection):
+        raise UncachableQueryError("An in-memory SQLite database is visible to its own connection only.")
+    walk = walk_query(query, extra=(_PLAN_VERSION, django.VERSION[:2], connection.vendor, result_kind))
+    layout = _layout_of(walk, connection, lambda: _learn(query, connection))
+    database = database_name(connection)
+    tenant = settings.tenant
+    digest = _digest(
+        walk.structure_bytes(),
+        walk.parameter_bytes(),
+        layout.schema_digest,
+        database.encode(),
+        b"" if tenant is None else tenant(using).encode(),
+    )
+    if aggregates is not None and run is not None:
+        walk = walk_expressions(walk.structure, aggregates)
+        layout = _layout_of(walk, connection, lambda: _learn_by_interception(connection, run))
+        page_suffix += "_" + _digest(walk.structure_bytes(), walk.parameter_bytes(), layout.schema_digest)
+    model = query.model
+    assert model is not None
+    cache_key = f"{model._meta.label_lower}/{digest}"
+    if caller_key is not None:
+        cache_key = f"{check_caller_key(caller_key)}/{digest[:16]}"
+    base_table = normalize_table(model._meta.db_table)
+    dependencies = [
+        # The slot of the key lets LiveQuerySet.invalidate() drop one result set with one tick.
+        Dependency(
+            clock_of(database, table), (TABLE_SLOT, slot_of(cache_key)) if table == base_table else (TABLE_SLOT,)
+        )
+        for table in sorted(layout.tables | {base_table})
+    ]
+    if caller_key is not None:
+        dependencies.append(key_dependency(caller_key))
+    return Plan(cache_key, page_suffix, database, layout.tables, tuple(dependencies), layout)
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()
+
+
+def check_caller_key(cache_key: str) -> str:
+    """
+    Return *cache_key*, or raise if a caller may not use it.
+
+    Raises:
+        InvalidKeyError: It is empty, too long, has empty segments, or starts like an automatic key.
+    """
+    validate_key(cache_key)
+    if "" in cache_key.split("/"):
+        raise InvalidKeyError(f"The cache key {cache_key!r} has an empty segment; segments are separated by single '/'.")
+    if len(cache_key) > 512:
+        raise InvalidKeyError(f"The cache key {cache_key[:40]!r}... is longer than 512 characters.")
+    return cache_key
+
+
+# -- layouts ----------------------------------------------------------------------------------------------------------
+
+_layouts: OrderedDict[tuple[str, bytes], Layout] = OrderedDict()
+_layouts_lock = Lock()
+
+
+def _layout_of(walk: Walk, connection: BaseDatabaseWrapper, learn: Callable[[], Layout]) -> Layout:
+    key = (connection.alias, walk.structure_bytes())
+    layout = _layouts.get(key)
+    if layout is not None:
+        return layout
+    layout = learn()
+    with _layouts_lock:
+        _layouts[key] = layout
+        while len(_layouts) > _MAX_LAYOUTS:
+            _layouts.popitem(last=False)
+    return layout
+
+
+def _learn(query: Query, connection: BaseDatabaseWrapper) -> Layout:
+    compiler = query.clone().get_compiler(connection=connection)
+    try:
+        sql, _parameters = compiler.as_sql()
+    except EmptyResultSet:
+        raise UncachableQueryError("No row can match, so Django answers without the database.") from None
+    tables, schema_digest = _prove(sql, connection, query.model)
+    return Layout(tables, schema_digest, compiler.select, compiler.klass_info, compiler.annotation_col_map)
+
+
+def _learn_by_interception(connection: BaseDatabaseWrapper, run: Callable[[], object]) -> Layout:
+    with intercepting(connection) as interception:
+        run()
+    if interception.sql is None:
+        raise UncachableQueryError("Django answers without the database.")
+    tables, schema_digest = _prove(interception.sql, connection, None)
+    return Layout(tables, schema_digest, None, None, None)
+
+
+def _prove(
+    sql: Any, connection: BaseDatabaseWrapper, model: type[models.Model] | None
+) -> tuple[frozenset[str], bytes]:
+    """Return the tables that *sql* reads and the digest of their models, or raise if they are not all known."""
+    statement = classify(sql, vendor=connection.vendor)
+    if statement.kind is not StatementKind.READ or statement.locks_rows:
+        raise UncachableQueryError("The SQL of the query is not understood as a plain read.")
+    known = models_of_tables()
+    digest = hashlib.blake2b(b"" if model is None else _schema_of(model), digest_size=16)
+    for table in sorted(statement.read):
+        owners = known.get(table)
+        if not owners:
+            raise UncachableQueryError(f"The table {table!r} belongs to no managed model, so its writes may go unseen.")
+        for model in owners:
+            digest.update(_schema_of(model))
+    return statement.read, digest.digest()
+
+
+_models_by_table: dict[str, tuple[type[models.Model], ...]] = {}
+_models_count = -1
+
+
+def models_of_tables() -> Mapping[str, tuple[type[models.Model], ...]]:
+    """Return the managed models by the name of their table, normalised."""
+    global _models_by_table, _models_count
+    all_models = apps.get_models(include_auto_created=True)
+    if len(all_models) != _models_count:  # models are only ever added, by tests and by code that makes them on the fly
+        tables: dict[str, tuple[type[models.Model], ...]] = {}
+        for model in all_models:
+            if model._meta.managed and not model._meta.proxy:
+                name = normalize_table(model._meta.db_table)
+                tables[name] = (*tables.get(name, ()), model)
+        _models_by_table, _models_count = tables, len(all_models)
+    return _models_by_table
+
+
+def _schema_of(model: type[models.Model]) -> bytes:
+    """Return bytes that change when the columns of *model*, or the Python types of its fields, change."""
+    opts = model._meta
+    parts = [opts.label, opts.db_table, repr(opts.ordering)]
+    for field in opts.local_concrete_fields:
+        parts += [field.attname, str(field.column), type(field).__module__, type(field).__qualname__]
+        parts.append(field.get_internal_type())
+    return "\0".join(parts).encode("utf-8", "surrogatepass")

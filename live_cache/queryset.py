@@ -1,0 +1,441 @@
+"""
+LiveQuerySet, LiveManager and live(): what people call. The only file that touches the privates of QuerySet.
+
+A LiveQuerySet behaves as any QuerySet until live() gives it options; its clones keep them. From then on each evaluation
+(iteration, slices, count(), exists(), aggregate(), get() and what is built on them) goes through the reader.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, cast
+from urllib.parse import quote
+
+from django.db import connections, models, router
+from django.db.models.query import QuerySet
+
+from live_cache import reader
+from live_cache.assembly import Assembly, get_assembly
+from live_cache.conf import settings
+from live_cache.exceptions import UncachableQueryError
+from live_cache.explanation import Explanation
+from live_cache.instances import KNOWN_ITERABLES, build
+from live_cache.invalidation import invalidate, invalidate_key_of
+from live_cache.pages import page_bounds, page_suffix
+from live_cache.plan import Plan, check_caller_key, make_plan
+from live_cache.reader import ReadRecord, Result, Rows
+
+if TYPE_CHECKING:
+    from django.db.models.sql.query import Query
+
+__all__ = ["LiveManager", "LiveOptions", "LiveQuerySet", "live"]
+
+M = TypeVar("M", bound=models.Model)
+
+_UNSET: Final[Any] = object()
+_MODES: Final = ("strict",)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveOptions:
+    """What live() was given."""
+
+    cache_key: str | None
+    timeout_s: float | None | Any
+    using_cache: str
+    mode: str
+    page_size: int | None
+    is_refresh: bool = False
+
+
+class LiveQuerySet(QuerySet[M], Generic[M]):
+    """A QuerySet that can be live: cached in pages, never stale, and otherwise exactly a QuerySet."""
+
+    _live: LiveOptions | None = None
+    _last_read: ReadRecord | None = None
+    _row_suffix: str | None = None
+
+    def live(
+        self,
+        cache_key: str | None = None,
+        *,
+        timeout: float | None = _UNSET,
+        using_cache: str = "default",
+        mode: str = "strict",
+        page_size: int | None = None,
+    ) -> Self:
+        """
+        Return a live clone: its results are cached, and dropped by every write that could change them.
+
+        Args:
+            cache_key: Names the result sets, so that invalidate(cache_key) drops them. It is combined with a
+                fingerprint of the query: two different querysets never share an entry. None derives a key.
+            timeout: Seconds until an entry expires, None for never. The default is the TIMEOUT of the cache.
+            using_cache: Alias in CACHES; its BACKEND is live_cache.backend.LiveCache.
+            mode: "strict": every hit is checked against the ledger.
+            page_size: What page() takes where it is given no size.
+
+        Raises:
+            InvalidKeyError: The cache key is empty, too long, or has empty segments.
+            ConfigurationError: There is no such cache alias, or it has another backend.
+            ValueError: The mode or the page size does not exist.
+        """
+        if cache_key is not None:
+            check_caller_key(cache_key)
+        if mode not in _MODES:
+            raise ValueError(f"The mode {mode!r} does not exist; modes are: {', '.join(map(repr, _MODES))}.")
+        if page_size is not None and page_size < 1:
+            raise ValueError(f"page_size must be at least 1, not {page_size!r}.")
+        get_assembly(using_cache)
+        clone = self._chain()
+        clone._live = LiveOptions(cache_key, timeout, using_cache, mode, page_size)
+        return clone
+
+    @property
+    def is_live(self) -> bool:
+        """Whether live() was called on this queryset or on one that it was made from."""
+        return self._live is not None
+
+    @property
+    def last_read(self) -> ReadRecord | None:
+        """How the rows of this evaluated queryset were read, or None: not evaluated, or not live."""
+        return self._last_read
+
+    @property
+    def fetched_at(self) -> datetime.datetime | None:
+        """When the rows of this queryset were read from the database (UTC), evaluating it. None if not live."""
+        self._fetch_all()
+        if self._last_read is None:
+            return None
+        return datetime.datetime.fromtimestamp(self._last_read.fetched_at_ns / 1e9, datetime.UTC)
+
+    def page(self, number: int, size: int | None = None) -> Self:
+        """
+        Return page *number*, counted from 1, of *size* rows (default: page_size of live()), unevaluated.
+
+        Raises:
+            ValueError: The number or the size is below 1, or no size is known.
+        """
+        if size is None:
+            size = None if self._live is None else self._live.page_size
+        if size is None:
+            raise ValueError("page() needs a size: pass one, or give page_size to live().")
+        start, stop = page_bounds(number, size)
+        return cast("Self", self[start:stop])
+
+    def fresh(self) -> Self:
+        """Return a live clone that fetches from the database whatever is cached, and stores what it fetched."""
+        options = self._require_options("fresh()")
+        clone = self._chain()
+        clone._live = replace(options, is_refresh=True)
+        return clone
+
+    def invalidate(self) -> None:
+        """Mark every entry of this queryset stale, for all processes: each page, count and aggregate of it."""
+        options = self._require_options("invalidate()")
+        assembly = get_assembly(options.using_cache)
+        if options.cache_key is not None:
+            invalidate(options.cache_key, using_cache=options.using_cache)
+            return
+        try:
+            plan = self._make_plan(self.query, self._suffix(), self._result_kind())
+        except UncachableQueryError:  # then nothing of it was ever stored
+            return
+        invalidate_key_of(plan, assembly, connections[self.db])
+
+    def live_explain(self) -> Explanation:
+        """
+        Say how this queryset would be read now: its key, its tables, whether it has an entry, or why not.
+
+        Runs no SELECT of the queryset itself.
+        """
+        options = self._live
+        if options is None:
+            return Explanation.uncached("live() was not called on this queryset")
+        assembly = get_assembly(options.using_cache)
+        try:
+            self._refuse_if_off()
+            plan = self._make_plan(self.query, self._suffix(), self._result_kind())
+        except UncachableQueryError as error:
+            return Explanation.uncached(str(error))
+        return Explanation.of(plan, assembly, connections[self.db])
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def _fetch_all(self) -> None:
+        if self._result_cache is None and self._live is not None:
+            self._result_cache = self._read_instances()
+        super()._fetch_all()
+
+    def _read_instances(self) -> list[Any]:
+        """Return what the queryset yields, through the cache where that is right."""
+        plan: Plan | None = None
+
+        def fetch() -> Rows:
+            compiler = self.query.get_compiler(using=self.db)
+            return list(compiler.results_iter(tuple_expected=True))
+
+        try:
+            plan = self._planned(lambda: self._make_plan(self.query, self._suffix(), self._result_kind()))
+        except _Bypass as bypass:
+            started = time.perf_counter()
+            instances = list(self._iterable_class(self))
+            result = reader.fetch_plainly(bypass.assembly, tuple, bypass.reason, started=started)
+            self._last_read = result.record
+            return instances
+        result = self._read(plan, fetch)
+        return build(self, plan.layout, result.rows)
+
+    def count(self) -> int:
+        """See QuerySet.count(). Cached beside the pages."""
+        if self._result_cache is not None or self._live is None:
+            return super().count()
+        return cast("int", self._read_scalar("count", super().count, lambda: self.query.get_count(using=self.db)))
+
+    def exists(self) -> bool:
+        """See QuerySet.exists(). Cached beside the pages."""
+        if self._result_cache is not None or self._live is None:
+            return super().exists()
+        return cast(
+            "bool", self._read_scalar("exists", super().exists, lambda: self.query.has_results(using=self.db))
+        )
+
+    def _read_scalar(self, name: str, uncached: Callable[[], object], run: Callable[[], object]) -> object:
+        start, stop = self.query.low_mark, self.query.high_mark
+        suffix = name if not start and stop is None else f"{name}_{page_suffix(start, stop)}"
+        try:
+            # The rows' own plan: count() and exists() read a part of the tables that the rows are read from.
+            plan = self._planned(lambda: self._make_plan(self.query, suffix, self._result_kind()))
+        except _Bypass as bypass:
+            return self._bypassed(bypass, uncached)
+        return self._read(plan, lambda: [(run(),)]).rows[0][0]
+
+    def aggregate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """See QuerySet.aggregate(). Cached under the expressions."""
+        if self._live is None:
+            return super().aggregate(*args, **kwargs)
+        uncached = super().aggregate
+        try:
+            expressions = {expression.default_alias: expression for expression in args} | kwargs
+        except (AttributeError, TypeError):  # Django explains what is wrong with an expression
+            return uncached(*args, **kwargs)
+
+        def run() -> dict[str, Any]:
+            return uncached(*args, **kwargs)
+
+        try:
+            plan = self._planned(
+                lambda: self._make_plan(
+                    self.query,
+                    f"aggregate_{page_suffix(self.query.low_mark, self.query.high_mark)}",
+                    self._result_kind(),
+                    aggregates=expressions,
+                    run=run,
+                )
+            )
+        except _Bypass as bypass:
+            return cast("dict[str, Any]", self._bypassed(bypass, run))
+        names: list[str] = list(expressions)
+
+        def fetch() -> Rows:
+            values = run()
+            return [tuple(values[name] for name in names)]
+
+        return dict(zip(names, self._read(plan, fetch).rows[0], strict=True))
+
+    def get(self, *args: Any, **kwargs: Any) -> M:
+        """See QuerySet.get(). A get by primary key has the page suffix ``id/<key>``."""
+        if self._live is None or args or len(kwargs) != 1:
+            return super().get(*args, **kwargs)
+        ((name, value),) = kwargs.items()
+        primary_key = self.model._meta.pk
+        if name not in ("pk", primary_key.name, primary_key.attname) or not isinstance(value, int | str):
+            return super().get(*args, **kwargs)
+        clone = self._chain()
+        clone._row_suffix = f"id/{quote(str(value), safe='')[:200]}"
+        return super(LiveQuerySet, clone).get(**kwargs)
+
+    # -- what must not be read from the cache -------------------------------------------------------------------------
+
+    def get_or_create(self, *args: Any, **kwargs: Any) -> tuple[M, bool]:
+        """See QuerySet.get_or_create(). Reads from the database."""
+        return super(LiveQuerySet, self._plain()).get_or_create(*args, **kwargs)
+
+    def update_or_create(self, *args: Any, **kwargs: Any) -> tuple[M, bool]:
+        """See QuerySet.update_or_create(). Reads from the database."""
+        return super(LiveQuerySet, self._plain()).update_or_create(*args, **kwargs)
+
+    def delete(self) -> tuple[int, dict[str, int]]:
+        """See QuerySet.delete(). Finds what it deletes in the database."""
+        if self._live is None:
+            return super().delete()
+        result = super(LiveQuerySet, self._plain()).delete()
+        self._result_cache = None
+        return result
+
+    delete.alters_data = True  # type: ignore[attr-defined]  # as Django marks its own, for templates
+    delete.queryset_only = True  # type: ignore[attr-defined]  # managers have no delete()
+
+    # -- plumbing -----------------------------------------------------------------------------------------------------
+
+    def _plain(self) -> Self:
+        """Return a clone that is not live."""
+        clone = self._chain()
+        clone._live = None
+        return clone
+
+    def _clone(self) -> Self:
+        clone = super()._clone()  # type: ignore[misc]  # private; django-stubs do not have it
+        clone._live = self._live
+        clone._row_suffix = self._row_suffix
+        return cast("Self", clone)
+
+    def _require_options(self, name: str) -> LiveOptions:
+        if self._live is None:
+            raise TypeError(f"{name} is for live querysets: call live() first.")
+        return self._live
+
+    def _result_kind(self) -> str:
+        if self._iterable_class not in KNOWN_ITERABLES:
+            name = f"{self._iterable_class.__module__}.{self._iterable_class.__qualname__}"
+            raise UncachableQueryError(f"The iterable class {name} is not one of Django's.")
+        return f"{self._iterable_class.__name__}:{self._fields!r}" if self._fields else self._iterable_class.__name__
+
+    def _suffix(self) -> str:
+        if self._row_suffix is not None:
+            return self._row_suffix
+        return page_suffix(self.query.low_mark, self.query.high_mark)
+
+    def _make_plan(self, query: Query, suffix: str, result_kind: str, **options: Any) -> Plan:
+        assert self._live is not None
+        _refuse_alias(self.model, self.db)
+        return make_plan(
+            query,
+            using=self.db,
+            page_suffix=suffix,
+            result_kind=result_kind,
+            caller_key=self._live.cache_key,
+            **options,
+        )
+
+    def _refuse_if_off(self) -> None:
+        if not settings.enabled:
+            raise UncachableQueryError("LIVE_CACHE_ENABLED is False.")
+        if reader.is_disabled():
+            raise UncachableQueryError("The read is inside disabled().")
+
+    def _planned(self, make: Callable[[], Plan]) -> Plan:
+        """Return the plan, or raise _Bypass with the reason why there is none."""
+        assert self._live is not None
+        assembly = get_assembly(self._live.using_cache)
+        try:
+            self._refuse_if_off()
+            return make()
+        except UncachableQueryError as error:
+            assembly.metrics.count("bypasses.query")
+            raise _Bypass(assembly, str(error)) from None
+
+    def _read(self, plan: Plan, fetch: Callable[[], Rows]) -> Result:
+        options = self._live
+        assert options is not None
+        assembly = get_assembly(options.using_cache)
+        result = reader.read(
+            assembly,
+            plan,
+            connections[self.db],
+            fetch,
+            timeout_s=assembly.timeout_s if options.timeout_s is _UNSET else options.timeout_s,
+            is_refresh=options.is_refresh,
+        )
+        self._last_read = result.record
+        return result
+
+    def _bypassed(self, bypass: _Bypass, run: Callable[[], object]) -> object:
+        result = reader.fetch_plainly(bypass.assembly, lambda: [(run(),)], bypass.reason)
+        self._last_read = result.record
+        return result.rows[0][0]
+
+
+class _Bypass(Exception):  # noqa: N818 - control flow inside this file
+    def __init__(self, assembly: Assembly, reason: str) -> None:
+        super().__init__(reason)
+        self.assembly = assembly
+        self.reason = reason
+
+
+def _refuse_alias(model: type[models.Model], alias: str) -> None:
+    """Refuse an alias through which the model is only read: its clocks are ticked under another name."""
+    if connections[alias].settings_dict.get("TEST", {}).get("MIRROR"):
+        raise UncachableQueryError(f"The database alias {alias!r} mirrors another one.")
+    if router.routers and router.db_for_write(model) != alias:
+        raise UncachableQueryError(f"The routers write {model._meta.label} elsewhere than to {alias!r}.")
+
+
+class LiveManager(models.Manager.from_queryset(LiveQuerySet), Generic[M]):  # type: ignore[misc]  # a class made at run time
+    """A manager whose querysets can be live: ``objects = LiveManager()``."""
+
+    if TYPE_CHECKING:
+
+        def get_queryset(self) -> LiveQuerySet[M]: ...
+
+        def live(
+            self,
+            cache_key: str | None = None,
+            *,
+            timeout: float | None = ...,
+            using_cache: str = ...,
+            mode: str = ...,
+            page_size: int | None = ...,
+        ) -> LiveQuerySet[M]: ...
+
+
+def live(
+    queryset: QuerySet[M] | models.Manager[M],
+    cache_key: str | None = None,
+    *,
+    timeout: float | None = _UNSET,
+    using_cache: str = "default",
+    mode: str = "strict",
+    page_size: int | None = None,
+) -> LiveQuerySet[M]:
+    """
+    Return *queryset* live, for models whose manager is not a LiveManager. Options: see LiveQuerySet.live().
+
+    The class of the result is a subclass of the queryset's own class, so custom methods stay.
+    """
+    if not isinstance(queryset, QuerySet | models.Manager):
+        raise TypeError(f"live() takes a QuerySet or a Manager, not {type(queryset).__qualname__}.")
+    source = queryset.all()
+    if not isinstance(source, LiveQuerySet):
+        source = source._chain()  # type: ignore[attr-defined]  # private; a clone whose class may be changed
+        source.__class__ = _live_class(type(source))
+    return LiveQuerySet.live(
+        source, cache_key, timeout=timeout, using_cache=using_cache, mode=mode, page_size=page_size
+    )
+
+
+@lru_cache(maxsize=None)
+def _live_class(base: type[QuerySet[Any]]) -> type[LiveQuerySet[Any]]:
+    if base is QuerySet:
+        return LiveQuerySet
+    namespace: dict[str, Any] = {
+        "__module__": base.__module__,
+        "__reduce__": _reduce,
+        "_live_cache_base": base,
+    }
+    if hasattr(base, "live"):
+        namespace["live"] = base.live  # Wagtail's live() means "published", and stays so
+    return type(f"Live{base.__name__}", (LiveQuerySet, base), namespace)
+
+
+def _reduce(queryset: Any) -> tuple[Any, ...]:
+    return _rebuild, (queryset._live_cache_base,), queryset.__getstate__()
+
+
+def _rebuild(base: type[QuerySet[Any]]) -> LiveQuerySet[Any]:
+    cls = _live_class(base)
+    return cls.__new__(cls)

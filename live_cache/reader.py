@@ -1,0 +1,379 @@
+"""
+The read path: plan -> tiers -> ledger -> rows; on a miss: ledger -> SELECT -> rows -> tiers.
+
+This is where "never stale" is kept for readers: an entry is served only if ledger.base.is_fresh() says so of a reading
+that was requested after the read began (rules 2 and 5), and it is filled only with the stamp of a reading that was
+taken before the SELECT (rule 4).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from django.db import Error
+
+from live_cache.exceptions import FrameError, LedgerUnavailableError, StoreError, UncachableValueError
+from live_cache.ledger import fences
+from live_cache.ledger.base import Reading, is_fresh, take_stamps
+from live_cache.rows import Entry, EntryHeader, decode_entry, encode_entry
+from live_cache.stores.base import MISS
+from live_cache.writes.transactions import ConnectionState, state_of
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from live_cache.assembly import Assembly
+    from live_cache.plan import Plan
+
+__all__ = ["ReadRecord", "Result", "disabled", "fetch_plainly", "is_disabled", "read", "reason_to_bypass", "recording"]
+
+logger = logging.getLogger("live_cache.read")
+
+Rows = Sequence[tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRecord:
+    """What one live read did."""
+
+    is_hit: bool
+    tier: str | None
+    """The tier that had the entry: memory, disk, redis; None where the database answered."""
+    reason: str
+    """Empty for a hit. For a miss: cold, stale, expired, held, corrupt, refreshed; else why the cache was bypassed."""
+    cache_key: str
+    """Empty for a query that has no plan."""
+    page_suffix: str
+    duration_us: float
+    fetched_at_ns: int
+    """When the rows were read from the database, in nanoseconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Rows and the record of how they came."""
+
+    rows: Rows
+    record: ReadRecord
+
+
+_recordings: ContextVar[tuple[list[ReadRecord], ...]] = ContextVar("live_cache_recordings", default=())
+_is_disabled: ContextVar[bool] = ContextVar("live_cache_is_disabled", default=False)
+
+
+@contextmanager
+def recording() -> Iterator[list[ReadRecord]]:
+    """Collect a ReadRecord of every live read inside the block, in order. For tests, badges and panels."""
+    records: list[ReadRecord] = []
+    token = _recordings.set((*_recordings.get(), records))
+    try:
+        yield records
+    finally:
+        _recordings.reset(token)
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Send every live read inside the block to the database. Writes are recorded as always."""
+    token = _is_disabled.set(True)
+    try:
+        yield
+    finally:
+        _is_disabled.reset(token)
+
+
+def is_disabled() -> bool:
+    """Return whether this thread or task is inside disabled()."""
+    return _is_disabled.get()
+
+
+def read(
+    assembly: Assembly,
+    plan: Plan,
+    connection: BaseDatabaseWrapper,
+    fetch: Callable[[], Rows],
+    *,
+    timeout_s: float | None,
+    is_refresh: bool = False,
+) -> Result:
+    """
+    Return the rows of *plan*: from the nearest tier that has them fresh, else from the database.
+
+    Never raises an error of a store or a ledger; what the database raises passes through.
+
+    Args:
+        fetch: Runs the SELECT and returns its rows.
+        timeout_s: Time to live of a new entry, in seconds. None never expires.
+        is_refresh: Fetch anew, whatever the tiers hold, and store.
+    """
+    started = time.perf_counter()
+    state = state_of(connection)
+    reason = reason_to_bypass(connection, state, plan.tables)
+    if reason:
+        assembly.metrics.count("bypasses.transaction")
+        return fetch_plainly(assembly, fetch, reason, plan=plan, started=started)
+    search = _Search(assembly, plan)
+    assembly.metrics.count("lookups")
+    try:
+        found = None if is_refresh else search.find()
+        if found is not None:
+            rows, header, tier = found
+            assembly.metrics.count("hits")
+            assembly.metrics.count(f"hits.{tier}")
+            return _recorded(rows, started, plan, tier=tier, fetched_at_ns=header.fetched_at_ns)
+        readings = search.settled_readings(connection)
+    except LedgerUnavailableError:
+        assembly.metrics.count("ledger_errors")
+        assembly.metrics.count("misses")
+        logger.warning("The ledger of %r did not answer; the database does.", assembly.alias, exc_info=True)
+        return fetch_plainly(assembly, fetch, "the ledger did not answer", plan=plan, started=started)
+    miss = "refreshed" if is_refresh else search.miss
+    assembly.metrics.count("misses")
+    assembly.metrics.count(f"misses.{miss}")
+    rows, is_proven = _fetch(state, plan, fetch)
+    assembly.metrics.count("fetches")
+    fetched_at_ns = time.time_ns()
+    reason_after = reason_to_fill_not(connection, state)
+    if is_proven and not reason_after:
+        _store(assembly, plan, readings, rows, fetched_at_ns, timeout_s)
+    return _recorded(rows, started, plan, reason=reason_after or miss, fetched_at_ns=fetched_at_ns)
+
+
+def fetch_plainly(
+    assembly: Assembly | None,
+    fetch: Callable[[], Rows],
+    reason: str,
+    *,
+    plan: Plan | None = None,
+    started: float | None = None,
+) -> Result:
+    """Return what the database says and store nothing, for *reason*."""
+    started = time.perf_counter() if started is None else started
+    rows = fetch()
+    if assembly is not None:
+        assembly.metrics.count("fetches")
+    return _recorded(rows, started, plan, reason=reason, fetched_at_ns=time.time_ns())
+
+
+def reason_to_bypass(connection: BaseDatabaseWrapper, state: ConnectionState, tables: frozenset[str]) -> str:
+    """Return why a read on this connection may not use the cache now (rule 15), or an empty text."""
+    if state.is_search_path_changed and not _has_tenant():
+        return "the search path or role of the connection was changed, and LIVE_CACHE_TENANT is not set"
+    if not state.is_in_transaction:
+        return ""
+    if state.has_written(tables):
+        return "the transaction has uncommitted writes of its own to these tables"
+    if not connection.in_atomic_block:
+        return "the transaction is managed by hand"
+    if connection.vendor == "sqlite":
+        return "a SQLite transaction reads a snapshot"
+    if connection.needs_rollback or connection.closed_in_transaction:
+        return "the transaction is broken"
+    if _isolation(connection, state) != "read committed":
+        return "the transaction does not read the latest committed rows"
+    return ""
+
+
+def reason_to_fill_not(connection: BaseDatabaseWrapper, state: ConnectionState) -> str:
+    """Return why rows that were just fetched on this connection may be old or uncommitted, or an empty text."""
+    if state.open_cursors:
+        return "an unfinished cursor pins the SQLite connection to an older snapshot"
+    if state.is_in_transaction or connection.vendor == "sqlite":
+        return ""
+    if _isolation(connection, state) == "read uncommitted":
+        return "the connection reads uncommitted rows"
+    return ""
+
+
+def _has_tenant() -> bool:
+    from live_cache.conf import settings
+
+    return settings.tenant is not None
+
+
+_ISOLATION_SQL = {"postgresql": "SHOW transaction_isolation", "mysql": "SELECT @@tx_isolation"}
+
+
+def _isolation(connection: BaseDatabaseWrapper, state: ConnectionState) -> str:
+    """Return the isolation level, asked of the database once per connection: its default may be set on the server."""
+    if state.is_isolation_changed:
+        return "changed by SQL"
+    if state.isolation is not None and state.isolation[0] is connection.connection:
+        return state.isolation[1]
+    sql = _ISOLATION_SQL.get(connection.vendor)
+    if sql is None:
+        return "unknown"
+    if connection.vendor == "mysql" and not getattr(connection, "mysql_is_mariadb", False):
+        sql = "SELECT @@transaction_isolation"  # the name in MySQL 8, which dropped the older one
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(sql)
+            (level,) = cursor.fetchone()
+    except Error:
+        return "unknown"
+    level = str(level).lower().replace("-", " ")
+    state.isolation = (connection.connection, level)
+    return level
+
+
+class _Search:
+    """One look through the tiers, under one reading of the ledger."""
+
+    __slots__ = ("assembly", "miss", "plan", "readings")
+
+    def __init__(self, assembly: Assembly, plan: Plan) -> None:
+        self.assembly = assembly
+        self.plan = plan
+        self.readings: list[Reading] | None = None
+        self.miss = "cold"
+
+    def find(self) -> tuple[Rows, EntryHeader, str] | None:
+        """Return rows, header and tier of the nearest fresh entry, promoted to the tiers before it."""
+        store = self.assembly.store
+        farthest = len(store.stores) - 1
+        for index, tier in enumerate(store.stores):
+            data: bytes | Any
+            if index == farthest and self.readings is None:
+                # Entry and clocks in one round trip, where both live on one server.
+                self.readings, data = self.assembly.ledger.read_with_entry(
+                    self.plan.dependencies, tier, self.plan.entry_key
+                )
+            else:
+                stored = store.read_tier(index, self.plan.entry_key)
+                data = MISS if stored is MISS else stored.value
+            if data is MISS:
+                continue
+            if self.readings is None:
+                self.readings = self.assembly.ledger.read(self.plan.dependencies)
+            entry = self._servable(data, index)
+            if entry is None:
+                continue
+            try:
+                rows = entry.rows()
+            except FrameError:
+                self._drop(index)
+                continue
+            if index:
+                self._promote(data, entry.header, index)
+            return rows, entry.header, tier.name
+        return None
+
+    def settled_readings(self, connection: BaseDatabaseWrapper) -> list[Reading]:
+        """Return the readings to stamp a new entry with, after the intents that stand in the way were looked after."""
+        ledger = self.assembly.ledger
+        if self.readings is None:
+            self.readings = ledger.read(self.plan.dependencies)
+        if any(reading.intents for reading in self.readings) and fences.settle(ledger, connection, self.readings):
+            self.readings = ledger.read(self.plan.dependencies)
+        return self.readings
+
+    def _servable(self, data: bytes, index: int) -> Entry | None:
+        try:
+            entry = decode_entry(data, key=self.plan.entry_key, mac_keys=self.assembly.mac_keys)
+        except FrameError:
+            self._drop(index)
+            return None
+        header = entry.header
+        if header.expires_at_ns is not None and header.expires_at_ns <= time.time_ns():
+            self.miss = "expired"
+            return None
+        assert self.readings is not None
+        if header.dependencies != self.plan.dependencies:
+            self.miss = "stale"
+            return None
+        if not is_fresh(header.stamps, self.readings, self.plan.dependencies):
+            self.miss = "held" if any(reading.intents for reading in self.readings) else "stale"
+            return None
+        return entry
+
+    def _drop(self, index: int) -> None:
+        """Delete an entry that is no frame of ours, so that it is not read again and again."""
+        self.miss = "corrupt"
+        self.assembly.metrics.count("corrupt")
+        tier = self.assembly.store.stores[index]
+        logger.warning("The tier %r held a corrupt entry under %r; it is dropped.", tier.name, self.plan.entry_key)
+        try:
+            tier.delete(self.plan.entry_key)
+        except StoreError:
+            self.assembly.metrics.count("store_errors")
+
+    def _promote(self, data: bytes, header: EntryHeader, index: int) -> None:
+        remaining_s = None if header.expires_at_ns is None else (header.expires_at_ns - time.time_ns()) / 1e9
+        self.assembly.metrics.count("promotions")
+        self.assembly.store.put_near(self.plan.entry_key, data, timeout_s=remaining_s, below=index)
+
+
+def _fetch(state: ConnectionState, plan: Plan, fetch: Callable[[], Rows]) -> tuple[Rows, bool]:
+    """
+    Run the SELECT. Also return whether the SQL that was really sent reads no table that the plan does not know.
+
+    The plan's tables were learned from another query of the same structure; this is the proof, for each single fill.
+    """
+    outer = state.captured_tables
+    state.captured_tables = captured = set()
+    try:
+        rows = fetch()
+    finally:
+        state.captured_tables = None if outer is None else outer | captured
+    unknown = captured - plan.tables
+    if unknown:
+        logger.error("%r reads the tables %s, which its plan does not know; not stored.", plan.cache_key, sorted(unknown))
+    return rows, not unknown
+
+
+def _store(
+    assembly: Assembly,
+    plan: Plan,
+    readings: Sequence[Reading],
+    rows: Rows,
+    fetched_at_ns: int,
+    timeout_s: float | None,
+) -> None:
+    if timeout_s is not None and timeout_s <= 0:
+        return
+    header = EntryHeader(
+        fetched_at_ns=fetched_at_ns,
+        expires_at_ns=None if timeout_s is None else fetched_at_ns + int(timeout_s * 1e9),
+        dependencies=plan.dependencies,
+        stamps=take_stamps(readings),
+    )
+    try:
+        data = encode_entry(header, rows, key=plan.entry_key, mac_keys=assembly.mac_keys)
+        assembly.store.put(plan.entry_key, data, timeout_s=timeout_s)
+    except UncachableValueError as error:
+        assembly.metrics.count("bypasses.value")
+        logger.warning("A result of %r is not cached: %s", plan.cache_key, error)
+    except StoreError:
+        assembly.metrics.count("store_errors")
+        logger.warning("A result of %r could not be stored.", plan.cache_key, exc_info=True)
+    else:
+        assembly.metrics.count("stores")
+
+
+def _recorded(
+    rows: Rows,
+    started: float,
+    plan: Plan | None,
+    *,
+    tier: str | None = None,
+    reason: str = "",
+    fetched_at_ns: int = 0,
+) -> Result:
+    record = ReadRecord(
+        is_hit=tier is not None,
+        tier=tier,
+        reason=reason,
+        cache_key="" if plan is None else plan.cache_key,
+        page_suffix="" if plan is None else plan.page_suffix,
+        duration_us=(time.perf_counter() - started) * 1e6,
+        fetched_at_ns=fetched_at_ns,
+    )
+    for records in _recordings.get():
+        records.append(record)
+    return Result(rows, record)

@@ -1,0 +1,135 @@
+"""
+The SQL guard: every statement that Django sends passes here, so that no write goes unseen.
+
+It reads the statement (writes.sql), notes what it writes on the connection, and, in autocommit mode, opens the
+transaction that the ledger's protocol needs (rule 8). It can never break a statement: what it does not understand runs
+as it is, and counts as a write of every table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from django.db import connections, transaction
+
+from live_cache.writes.sql import Statement, StatementKind, classify
+from live_cache.writes.transactions import ConnectionState, state_of
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+__all__ = ["attach", "guard", "intercepting"]
+
+Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
+
+_HARMLESS = frozenset({StatementKind.SAVEPOINT, StatementKind.RELEASE_SAVEPOINT, StatementKind.ROLLBACK_TO_SAVEPOINT})
+
+
+class StatementIntercepted(Exception):  # noqa: N818 - control flow, never an error that a user sees
+    """Raised instead of sending a statement, inside intercepting()."""
+
+    def __init__(self, sql: Any) -> None:
+        super().__init__("A statement was intercepted.")
+        self.sql = sql
+
+
+def attach(connection: BaseDatabaseWrapper) -> ConnectionState:
+    """Put the guard and the transaction hooks on *connection*, once."""
+    state = state_of(connection)
+    if guard not in connection.execute_wrappers:
+        # First in the list is outermost, so wrappers of the user run inside and cannot hide a statement.
+        connection.execute_wrappers.insert(0, guard)
+    return state
+
+
+def guard(execute: Execute, sql: Any, params: Any, many: bool, context: dict[str, Any]) -> Any:
+    """Run one statement, with its writes noted. An execute wrapper of Django."""
+    connection: BaseDatabaseWrapper = context["connection"]
+    state = state_of(connection)
+    statement = classify(sql, vendor=connection.vendor)
+    if statement.kind is StatementKind.READ:
+        if state.captured_tables is not None:
+            state.captured_tables |= statement.read
+        return execute(sql, params, many, context)
+
+    def run() -> Any:
+        return execute(sql, params, many, context)
+
+    kind = statement.kind
+    if kind in _HARMLESS or statement.is_limited_to_session:
+        return run()
+    if kind is StatementKind.SESSION:
+        return _run_session(state, statement, run)
+    if kind is StatementKind.BEGIN:
+        return _run_begin(state, statement, run)
+    if kind is StatementKind.COMMIT:
+        result = state.committing(run)
+        state.is_raw_transaction = False
+        return result
+    if kind is StatementKind.ROLLBACK:
+        return state.rolling_back(run)
+    return _run_write(state, statement, run, context)
+
+
+def _run_session(state: ConnectionState, statement: Statement, run: Callable[[], Any]) -> Any:
+    # Noted before it runs: a statement whose answer is lost may have taken effect.
+    state.is_search_path_changed = state.is_search_path_changed or statement.changes_search_path
+    state.is_isolation_changed = state.is_isolation_changed or statement.changes_isolation
+    return run()
+
+
+def _run_begin(state: ConnectionState, statement: Statement, run: Callable[[], Any]) -> Any:
+    if state.is_own_begin:
+        return run()
+    state.is_isolation_changed = state.is_isolation_changed or statement.changes_isolation
+    result = state.committing(run) if statement.commits_implicitly else run()
+    state.is_raw_transaction = True
+    return result
+
+
+def _run_write(state: ConnectionState, statement: Statement, run: Callable[[], Any], context: dict[str, Any]) -> Any:
+    is_everything = statement.kind is StatementKind.UNKNOWN
+    if state.is_in_transaction:
+        state.record(statement.written, is_everything=is_everything)
+        if not statement.commits_implicitly:
+            return run()
+        result = state.committing(run)
+        state.is_raw_transaction = False
+        return result
+    connection: BaseDatabaseWrapper = context["connection"]
+    if statement.kind is not StatementKind.WRITE or connections[connection.alias] is not connection:
+        return state.run_outside_transaction(statement.written, run, is_everything=is_everything)
+    with transaction.atomic(using=connection.alias):
+        state.record(statement.written)
+        result = run()
+        if connection.vendor == "sqlite":
+            context["cursor"].cursor.buffer()
+    return result
+
+
+class intercepting:  # noqa: N801 - used like a function, as contextlib's are
+    """
+    Catch the SQL of the first statement inside the block instead of sending it.
+
+    A way to learn which tables an operation of the ORM reads without copying how Django compiles it.
+    """
+
+    sql: Any = None
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> intercepting:
+        self._connection.execute_wrappers.append(self._intercept)
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: object) -> bool:
+        self._connection.execute_wrappers.remove(self._intercept)
+        if isinstance(exc, StatementIntercepted):
+            self.sql = exc.sql
+            return True
+        return False
+
+    def _intercept(self, execute: Execute, sql: Any, params: Any, many: bool, context: dict[str, Any]) -> Any:
+        raise StatementIntercepted(sql)

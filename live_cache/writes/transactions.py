@@ -1,0 +1,322 @@
+"""
+What one connection has written and not yet committed, and what happens around its COMMIT.
+
+All state lives on the connection object: a failing ``__enter__``, COMMIT or reconnect cannot leave anything behind in
+a thread or a module. Django offers no hook just before COMMIT nor first after it, so attach() puts three on the
+connection object: ``_commit``, ``_rollback`` and ``_set_autocommit`` of BaseDatabaseWrapper (private; read in Django
+5.2.19 and 6.1.3, where Atomic, commit(), rollback() and set_autocommit() all pass through them).
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from django.apps import apps
+from django.db import Error
+
+from live_cache.assembly import live_assemblies
+from live_cache.conf import settings
+from live_cache.exceptions import CommitRefusedError, LedgerUnavailableError
+from live_cache.ledger import fences
+from live_cache.ledger.base import TABLE_SLOT
+from live_cache.names import clock_of, database_name
+from live_cache.writes.sql import normalize_table
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from live_cache.assembly import Assembly
+    from live_cache.ledger.base import Ledger
+    from live_cache.writes.sqlite_cursor import TrackedCursor
+
+__all__ = ["ConnectionState", "state_of"]
+
+logger = logging.getLogger("live_cache.writes")
+
+T = TypeVar("T")
+Changes = dict[str, set[int]]
+
+_STATE = "_live_cache_state"
+
+
+def state_of(connection: BaseDatabaseWrapper) -> ConnectionState:
+    """Return the state of *connection*, attaching to it first if that has not happened yet."""
+    state = connection.__dict__.get(_STATE)
+    if state is None:
+        state = ConnectionState(connection)
+        connection.__dict__[_STATE] = state
+        state.attach()
+    return cast("ConnectionState", state)
+
+
+class ConnectionState:
+    """
+    The writes of the running transaction of one connection, and what is known of the connection itself.
+
+    Used by one thread at a time, as Django's connections are.
+    """
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self._connection = weakref.ref(connection)
+        self.tables: set[str] = set()
+        """Tables written since the last COMMIT or ROLLBACK, normalised."""
+        self.writes_everything = False
+        """Whether a statement was not understood, so that any table may have been written."""
+        self.is_raw_transaction = False
+        """Whether a BEGIN was sent as SQL, behind Django's back."""
+        self.is_search_path_changed = False
+        self.is_isolation_changed = False
+        self.isolation: tuple[object, str] | None = None
+        """The driver's connection and its isolation level, once the database was asked."""
+        self.open_cursors: weakref.WeakSet[TrackedCursor] = weakref.WeakSet()
+        """SQLite cursors whose statement is not finished."""
+        self.recently_written: set[str] = set()
+        """Tables that the SQL guard has seen written since the last pre_save; see signals."""
+        self.captured_tables: set[str] | None = None
+        """Where the guard collects the tables that statements read, while a live read is fetching."""
+        self._intents: list[tuple[Ledger, str]] = []
+        self._is_outcome_unknown = False
+        self._is_own_begin = False
+
+    @property
+    def connection(self) -> BaseDatabaseWrapper:
+        """The connection, which owns this state."""
+        connection = self._connection()
+        if connection is None:
+            raise ReferenceError("The database connection of this state is gone.")
+        return connection
+
+    def attach(self) -> None:
+        """Put the hooks on the connection object. Once per object: they survive close() and reconnect."""
+        connection = self.connection
+        connection._commit = _Hook(self.committing, connection._commit)
+        connection._rollback = _Hook(self.rolling_back, connection._rollback)
+        connection._set_autocommit = _Hook(self.setting_autocommit, connection._set_autocommit)
+        if connection.vendor == "sqlite":
+            self._attach_to_sqlite()
+
+    def _attach_to_sqlite(self) -> None:
+        # SQLite begins its transactions by SQL, which the guard must tell from a BEGIN of the user.
+        from live_cache.writes.sqlite_cursor import cursor_factory
+
+        connection = self.connection
+        make = cursor_factory(self)
+        reference = self._connection
+
+        def create_cursor(name: str | None = None) -> Any:
+            owner = reference()
+            assert owner is not None
+            return owner.connection.cursor(factory=make)
+
+        begin = connection._start_transaction_under_autocommit
+        connection.create_cursor = create_cursor
+        connection._start_transaction_under_autocommit = _Hook(self.beginning, begin)
+
+    def reset(self) -> None:
+        """Forget everything: the driver's connection is new, and the old transaction is over."""
+        self.clear()
+        self.is_raw_transaction = False
+        self.is_search_path_changed = False
+        self.is_isolation_changed = False
+        self.isolation = None
+        self.recently_written.clear()
+        self._intents.clear()
+        self._is_outcome_unknown = False
+
+    def clear(self) -> None:
+        """Forget the writes: they are committed and ticked, or rolled back."""
+        self.tables.clear()
+        self.writes_everything = False
+
+    @property
+    def has_writes(self) -> bool:
+        """Whether something was written and is not committed."""
+        return self.writes_everything or bool(self.tables)
+
+    def has_written(self, tables: Collection[str]) -> bool:
+        """Return whether an uncommitted write could touch one of *tables*."""
+        return self.writes_everything or not self.tables.isdisjoint(tables)
+
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether statements run inside a transaction, Django's or one begun by SQL."""
+        connection = self.connection
+        if connection.in_atomic_block or self.is_raw_transaction:
+            return True
+        # BaseDatabaseWrapper.autocommit is False before the first connect, when the setting decides.
+        is_autocommit = connection.autocommit if connection.connection else connection.settings_dict["AUTOCOMMIT"]
+        return not is_autocommit
+
+    @property
+    def is_own_begin(self) -> bool:
+        """Whether Django itself is sending BEGIN as SQL at this moment."""
+        return self._is_own_begin
+
+    def record(self, tables: Iterable[str], *, is_everything: bool = False) -> None:
+        """Note a write of the running transaction."""
+        self.tables.update(tables)
+        self.recently_written.update(tables)
+        self.writes_everything = self.writes_everything or is_everything
+
+    def committing(self, commit: Callable[[], T]) -> T:
+        """
+        Run *commit* between the declaration of the intents and their ticks (rules 7, 9 and 10).
+
+        Raises:
+            CommitRefusedError: A ledger is out of reach and LIVE_CACHE_ON_LEDGER_LOSS is "refuse". Nothing was committed.
+        """
+        if not self.has_writes:
+            return commit()
+        changes = self._changes()
+        self._declare(changes, fences.writer_token(self.connection))
+        try:
+            result = commit()
+        except BaseException:
+            # The answer may be lost while the COMMIT takes effect: the intents stay until the database is asked.
+            self._is_outcome_unknown = True
+            raise
+        self.clear()
+        self._tick(changes)
+        return result
+
+    def rolling_back(self, rollback: Callable[[], T]) -> T:
+        """Run *rollback*, and remove what was declared if no COMMIT was attempted (rule 10)."""
+        result = rollback()
+        clocks = tuple(self._changes()) if self._intents else ()
+        self.clear()
+        self.is_raw_transaction = False
+        if not self._is_outcome_unknown:
+            for ledger, intent_id in self._intents:
+                with suppress(LedgerUnavailableError):  # its lease will end it
+                    ledger.retract(clocks, intent_id)
+        self._intents.clear()
+        self._is_outcome_unknown = False
+        return result
+
+    def setting_autocommit(self, set_autocommit: Callable[[bool], T], autocommit: bool) -> T:
+        """Run *set_autocommit*; turning it on commits on some databases, so it counts as a COMMIT."""
+        if autocommit and self.has_writes:
+            return self.committing(lambda: set_autocommit(autocommit))
+        return set_autocommit(autocommit)
+
+    def beginning(self, begin: Callable[[], T]) -> T:
+        """Run *begin*, Django's own BEGIN on SQLite."""
+        self._is_own_begin = True
+        try:
+            return begin()
+        finally:
+            self._is_own_begin = False
+
+    def run_outside_transaction(self, tables: Iterable[str], run: Callable[[], T], *, is_everything: bool) -> T:
+        """
+        Run a statement in autocommit mode that cannot be wrapped in a transaction (rule 8, second half).
+
+        The intent stands, table-wide, before the statement is sent.
+        """
+        self.record(tables, is_everything=is_everything)
+        changes = self._changes()
+        self._declare(changes, fences.session_token(self.connection))
+        try:
+            result = run()
+        except Error:
+            self.clear()
+            if self._is_connection_alive():  # the database has answered: the statement is over
+                self._tick(changes)
+            else:
+                self._intents.clear()
+            raise
+        except BaseException:
+            self.clear()
+            self._intents.clear()  # they stand in the ledger until the database is asked
+            raise
+        self.clear()
+        self._tick(changes)
+        return result
+
+    def run_unknown(self, run: Callable[[], T]) -> T:
+        """Run something that may write any table, inside a transaction or not."""
+        if self.is_in_transaction:
+            self.record((), is_everything=True)
+            return run()
+        return self.run_outside_transaction((), run, is_everything=True)
+
+    def tick_now(self, tables: Iterable[str]) -> None:
+        """Tick *tables* at once, for a write that this connection has already committed or never saw."""
+        if self.is_in_transaction:
+            self.record(tables)
+            return
+        name = database_name(self.connection)
+        self._tick({clock_of(name, table): {TABLE_SLOT} for table in tables})
+
+    def _changes(self) -> Changes:
+        tables = set(self.tables)
+        if self.writes_everything:
+            tables |= self._all_tables()
+        name = database_name(self.connection)
+        return {clock_of(name, table): {TABLE_SLOT} for table in tables}
+
+    def _all_tables(self) -> set[str]:
+        """Every table of the database: those of the models, and those that only the database knows."""
+        tables = {normalize_table(model._meta.db_table) for model in apps.get_models(include_auto_created=True)}
+        connection = self.connection
+        if not connection.needs_rollback:
+            try:
+                tables.update(normalize_table(name) for name in connection.introspection.table_names())
+            except Error:
+                logger.warning("The tables of %r could not be listed.", connection.alias, exc_info=True)
+        return tables
+
+    def _declare(self, changes: Changes, fence: str) -> None:
+        for assembly in _assemblies_by_ledger():
+            try:
+                intent_id = assembly.ledger.declare(changes, fence=fence)
+            except LedgerUnavailableError as error:
+                assembly.metrics.count("ledger_errors")
+                if settings.on_ledger_loss == "refuse":
+                    raise CommitRefusedError(
+                        f"The ledger of cache {assembly.alias!r} is out of reach and LIVE_CACHE_ON_LEDGER_LOSS is "
+                        '"refuse", so nothing was committed.'
+                    ) from error
+                logger.error("Committing without an intent: the ledger of %r is out of reach.", assembly.alias)
+            else:
+                self._intents.append((assembly.ledger, intent_id))
+
+    def _tick(self, changes: Changes) -> None:
+        intent_ids = {id(ledger): intent_id for ledger, intent_id in self._intents}
+        self._intents.clear()
+        self._is_outcome_unknown = False
+        for assembly in _assemblies_by_ledger():
+            # Nothing may leave a committed atomic(); Ledger.tick() has kept the change before it can fail.
+            try:
+                if not assembly.ledger.tick(changes, intent_id=intent_ids.get(id(assembly.ledger))):
+                    assembly.metrics.count("ledger_errors")
+            except Exception:
+                logger.exception("The ledger of %r failed to tick; the ticks are kept.", assembly.alias)
+
+    def _is_connection_alive(self) -> bool:
+        try:
+            return self.connection.is_usable()
+        except Exception:  # is_usable() of a lost connection may itself fail, in the driver's own ways
+            return False
+
+
+def _assemblies_by_ledger() -> Iterable[Assembly]:
+    """One assembly of each ledger: aliases may share one, and a change is ticked once."""
+    return {id(assembly.ledger): assembly for assembly in live_assemblies()}.values()
+
+
+class _Hook:
+    """A bound method of the connection, run inside a method of its state."""
+
+    __slots__ = ("original", "run")
+
+    def __init__(self, run: Callable[..., Any], original: Callable[..., Any]) -> None:
+        self.run = run
+        self.original = original
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(self.original, *args, **kwargs)
