@@ -85,8 +85,9 @@ DATABASES: dict[str, dict[str, Any]] = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": str(RUN_DIRECTORY / "db.sqlite3"),
-        # The files live as long as the run: nothing has to reach the disk.
-        "OPTIONS": {"timeout": 20, "init_command": "PRAGMA synchronous=OFF"},
+        # The files live as long as the run: nothing has to reach the disk. Under WAL readers do not block writers,
+        # so that races can be staged.
+        "OPTIONS": {"timeout": 20, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF"},
         "TEST": {"NAME": str(RUN_DIRECTORY / "test_db.sqlite3")},
     },
 }

@@ -56,11 +56,14 @@ def guard(execute: Execute, sql: Any, params: Any, many: bool, context: dict[str
     def run() -> Any:
         return execute(sql, params, many, context)
 
+    # Noted before it runs: a statement whose answer is lost may have taken effect. A procedure may change these too.
+    state.is_search_path_changed = state.is_search_path_changed or statement.changes_search_path
+    state.is_isolation_changed = state.is_isolation_changed or statement.changes_isolation
     kind = statement.kind
     if kind in _HARMLESS or statement.is_limited_to_session:
         return run()
-    if kind is StatementKind.SESSION:
-        return _run_session(state, statement, run)
+    if kind is StatementKind.SESSION and not statement.commits_implicitly:
+        return run()
     if kind is StatementKind.BEGIN:
         return _run_begin(state, statement, run)
     if kind is StatementKind.COMMIT:
@@ -72,17 +75,9 @@ def guard(execute: Execute, sql: Any, params: Any, many: bool, context: dict[str
     return _run_write(state, statement, run, context)
 
 
-def _run_session(state: ConnectionState, statement: Statement, run: Callable[[], Any]) -> Any:
-    # Noted before it runs: a statement whose answer is lost may have taken effect.
-    state.is_search_path_changed = state.is_search_path_changed or statement.changes_search_path
-    state.is_isolation_changed = state.is_isolation_changed or statement.changes_isolation
-    return run()
-
-
 def _run_begin(state: ConnectionState, statement: Statement, run: Callable[[], Any]) -> Any:
     if state.is_own_begin:
         return run()
-    state.is_isolation_changed = state.is_isolation_changed or statement.changes_isolation
     result = state.committing(run) if statement.commits_implicitly else run()
     state.is_raw_transaction = True
     return result
