@@ -45,6 +45,7 @@ _UPSERT: Final = """
         store_time = excluded.store_time, expire_time = excluded.expire_time, access_time = excluded.access_time,
         size = excluded.size, mode = excluded.mode, filename = excluded.filename, value = excluded.value
 """
+_COUNT: Final = "SELECT value FROM Settings WHERE key = 'count'"  # Kept by triggers of diskcache.
 _DELETE: Final = "DELETE FROM Cache WHERE raw = 1 AND key = ?"
 _DELETE_EXPIRED: Final = """
     DELETE FROM Cache WHERE rowid IN (
@@ -281,7 +282,7 @@ class DiskStore(Store):
 
     def len(self) -> int:
         """Return how many entries are held, expired ones among them."""
-        ((count,),) = self._read(partial(_fetch_all, "SELECT value FROM Settings WHERE key = 'count'", ()))
+        ((count,),) = self._read(partial(_fetch_all, _COUNT, ()))
         return int(count)
 
     def flush(self) -> FlushReport:
@@ -294,7 +295,8 @@ class DiskStore(Store):
     def metrics(self) -> StoreMetrics:
         """Return a copy of the counters of this process. Entries and bytes are None while the file is out of reach."""
         try:
-            entries, size_bytes = self.len(), self._file.read(_volume)
+            ((entries,),) = self._file.read(partial(_fetch_all, _COUNT, ()))
+            size_bytes = self._file.read(_volume)
         except StoreUnavailableError:
             return self._counters.snapshot()
         return self._counters.snapshot(entries=entries, size_bytes=size_bytes)

@@ -51,7 +51,8 @@ class SqliteFile(ForkAware):
         self._preparing = threading.Lock()
         self._changed = threading.Condition()
         self._idle: list[sqlite3.Connection] = []
-        self._is_prepared = False
+        # Which file was prepared: device and number.
+        self._prepared: tuple[int, int] | None = None
         self._is_forking = False
         self._is_lost = False
         self._active = 0
@@ -76,8 +77,8 @@ class SqliteFile(ForkAware):
             return self._patiently(lambda: operation(connection))
         except (sqlite3.Error, OSError) as error:
             self.close()
-            # Whatever is wrong with the file, it may be another one next time.
-            self._is_prepared = self._is_prepared and _error_code(error) in _BUSY_CODES
+            if _error_code(error) not in _BUSY_CODES:
+                self._prepared = None
             raise self._unavailable(error) from error
         finally:
             if generation >= 0:
@@ -146,6 +147,10 @@ class SqliteFile(ForkAware):
         self._idle = []
 
     def _check_out(self) -> tuple[sqlite3.Connection, int]:
+        # Somebody may have removed the directory, and another process made it anew. SQLite does not notice.
+        if self._prepared is not None and _identity(self.path) != self._prepared:
+            self.close()
+            self._prepared = None
         with self._changed:
             while self._is_forking:
                 self._changed.wait()
@@ -178,12 +183,12 @@ class SqliteFile(ForkAware):
 
     def _open(self) -> sqlite3.Connection:
         with self._preparing:
-            if not (self._is_prepared and self.path.exists()):
+            if self._prepared is None:
                 with _creation_lock:
                     _make_private_directory(self.path.parent)
                     _make_private_file(self.path)
                 self._prepare()
-                self._is_prepared = True
+                self._prepared = _identity(self.path)
         connection = sqlite3.connect(
             f"{self.path.as_uri()}?mode=rw",  # Never creates a file: that is for _make_private_file().
             uri=True,
@@ -216,6 +221,15 @@ class SqliteFile(ForkAware):
                 " It is damaged: stop the processes that use it and remove its directory, which holds only copies."
             )
         return StoreUnavailableError(message)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells the file from another one of the same name, or None if there is none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _error_code(error: Exception) -> int:
