@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import settings as test_settings
+
 __all__ = ["Process", "ProcessFailedError", "ProcessResult", "Processes"]
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -81,7 +83,8 @@ class Processes:
 
     def __init__(self) -> None:
         self._running: list[Process] = []
-        self._directory = tempfile.TemporaryDirectory(prefix="live-cache-process-")
+        # Inside the directory of the run, which is removed even if this process is killed.
+        self._directory = tempfile.TemporaryDirectory(prefix="process-", dir=test_settings.RUN_DIRECTORY)
 
     def __call__(
         self,
@@ -139,8 +142,6 @@ class Processes:
 def _inheritance(extra: Mapping[str, Any]) -> dict[str, Any]:
     from django.conf import settings
     from django.db import connections
-
-    from tests import settings as test_settings
 
     inherited = {name: getattr(settings, name) for name in dir(settings) if name.startswith("LIVE_CACHE_")}
     return {
