@@ -442,6 +442,12 @@ def test_no_rows(expires_at_ns: int | None) -> None:
     assert (entry.header, entry.row_count, entry.column_count, entry.rows()) == (header, 0, 0, [])
 
 
+def test_a_timeout_of_a_thousand_years() -> None:
+    """It ends in 2262, where 64 bits of nanoseconds end, instead of never being readable."""
+    entry = decode_entry(encode_entry(EntryHeader(0, 10**21, (), ()), [], key=KEY), key=KEY)
+    assert entry.header.expires_at_ns == 2**63 - 1
+
+
 @pytest.mark.parametrize("rows", [[(1, 2), (1,)], [()], [(), ()]])
 def test_ragged_rows_are_an_error(rows: list[tuple[int, ...]]) -> None:
     """They are a mistake of the caller, and no miss."""
@@ -457,6 +463,8 @@ def test_ragged_rows_are_an_error(rows: list[tuple[int, ...]]) -> None:
         EntryHeader(0, None, (Dependency("a", ()),), (Stamp("a", b"", 0),)),
         EntryHeader(0, None, (Dependency("a", (4096,)),), (Stamp("a", b"", 0),)),
         EntryHeader(0, None, (Dependency("a", (-1,)),), (Stamp("a", b"", 0),)),
+        EntryHeader(2**63, None, (), ()),
+        EntryHeader(0, None, (Dependency("a"),), (Stamp("a", b"", 2**63),)),
         EntryHeader(0.5, None, (), ()),  # type: ignore[arg-type]  # what is refused
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any, Final
 from live_cache.exceptions import FrameError, UncachableValueError
 from live_cache.frame import KIND_CBOR, KIND_ROWS, seal, unseal
 from live_cache.ledger.base import SLOT_COUNT, Dependency, Stamp
+from live_cache.rows.cells import INT_MAX, INT_MIN
 from live_cache.rows.columns import decode_column, encode_column
 from live_cache.rows.primitives import dump, load
 
@@ -25,7 +26,7 @@ class EntryHeader:
     fetched_at_ns: int
     """When the SELECT began, in nanoseconds since 1970. For people and bounded modes; takes no part in validity."""
     expires_at_ns: int | None
-    """When the entry ends, in nanoseconds since 1970. None: only when something changes."""
+    """When the entry ends, in nanoseconds since 1970. None: only when something changes. Stored as 2262 if later."""
     dependencies: tuple[Dependency, ...]
     stamps: tuple[Stamp, ...]
     """One per dependency, in the same order."""
@@ -167,7 +168,7 @@ def _header_fields(header: EntryHeader) -> list[object]:
     _check_header(header)
     return [
         header.fetched_at_ns,
-        header.expires_at_ns,
+        None if header.expires_at_ns is None else min(header.expires_at_ns, INT_MAX),
         [[dependency.clock, list(dependency.slots)] for dependency in header.dependencies],
         [[stamp.clock, stamp.epoch, stamp.seq] for stamp in header.stamps],
     ]
@@ -175,15 +176,19 @@ def _header_fields(header: EntryHeader) -> list[object]:
 
 def _check_header(header: EntryHeader) -> None:
     """Raise ValueError unless the header has the right types and ranges, when it is written and when it is read."""
-    if type(header.fetched_at_ns) is not int or type(header.expires_at_ns) not in (int, type(None)):
-        raise ValueError("The times of the header are not integers.")
+    if not _is_int64(header.fetched_at_ns) or type(header.expires_at_ns) not in (int, type(None)):
+        raise ValueError("The times of the header are not integers of 64 bits.")
     if len(header.dependencies) != len(header.stamps):
         raise ValueError("The header does not have one stamp per dependency.")
     for dependency, stamp in zip(header.dependencies, header.stamps, strict=True):
         slots = dependency.slots
         if type(dependency.clock) is not str or type(stamp.clock) is not str or dependency.clock != stamp.clock:
             raise ValueError("A dependency and its stamp do not name the same clock.")
-        if type(stamp.epoch) is not bytes or type(stamp.seq) is not int:
+        if type(stamp.epoch) is not bytes or not _is_int64(stamp.seq):
             raise ValueError(f"The stamp of the clock {stamp.clock!r} is malformed.")
         if set(map(type, slots)) != {int} or min(slots) < 0 or max(slots) >= SLOT_COUNT:
             raise ValueError(f"The slots of the clock {stamp.clock!r} are malformed.")
+
+
+def _is_int64(number: object) -> bool:
+    return type(number) is int and INT_MIN <= number <= INT_MAX
