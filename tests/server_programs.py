@@ -182,8 +182,18 @@ def _readable_by(identity: dict[str, Any], binaries: Path, directory: Path) -> P
     try:
         _run([binaries / "initdb", "--version"], directory, identity)
     except (OSError, RuntimeError):
-        shutil.copytree(binaries.parent, directory / "programs", symlinks=True)
-        return directory / "programs" / binaries.name
+        # A wheel keeps its libraries in a folder beside the package, and finds them by a relative path.
+        for package in binaries.parents:
+            libraries = package.with_name(f"{package.name}.libs")
+            if libraries.is_dir():
+                break
+        else:
+            package, libraries = binaries.parent, None
+        copy = directory / "programs"
+        for folder in filter(None, (package, libraries)):
+            shutil.copytree(folder, copy / folder.name, symlinks=True)
+        _run(["chmod", "-R", "a+rX", copy], directory, {})
+        return copy / package.name / binaries.relative_to(package)
     return binaries
 
 
