@@ -17,61 +17,26 @@ import ipaddress
 import marshal
 import uuid
 import zoneinfo
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from django.core.exceptions import FieldError
 from django.db import models
-from django.db.models import aggregates, expressions, functions, lookups
+from django.db.models import expressions
 from django.db.models.constants import LOOKUP_SEP
-from django.db.models.fields import related_lookups
-from django.db.models.fields import json as json_lookups
-from django.db.models.query_utils import FilteredRelation, Q
 from django.db.models.sql import datastructures, where
 from django.db.models.sql.query import Query
 from django.db.models.sql.subqueries import AggregateQuery
 from django.utils import timezone
 from django.utils.functional import cached_property
 
+from live_cache.deterministic import EXPRESSIONS, LOOKUP_MODULES, TIME_ZONE_MODULES
 from live_cache.exceptions import UncachableQueryError
 
 __all__ = ["Walk", "walk_expressions", "walk_query"]
 
 Token = Any
-
-# Names, not modules: a function that a later Django adds may be volatile (Now, Random and UUID4 are).
-_FUNCTION_NAMES: Final = """
-Abs ACos ASin ATan ATan2 Cast Ceil Chr Coalesce Collate Concat ConcatPair Cos Cot CumeDist Degrees DenseRank Exp
-Extract ExtractDay ExtractHour ExtractIsoWeekDay ExtractIsoYear ExtractMinute ExtractMonth ExtractQuarter ExtractSecond
-ExtractWeek ExtractWeekDay ExtractYear FirstValue Floor Greatest JSONArray JSONObject Lag LastValue Lead Least Left
-Length Ln Log Lower LPad LTrim MD5 Mod NthValue Ntile NullIf Ord PercentRank Pi Power Radians Rank Repeat Replace
-Reverse Right Round RowNumber RPad RTrim SHA1 SHA224 SHA256 SHA384 SHA512 Sign Sin Sqrt StrIndex Substr Tan Trim Trunc
-TruncDate TruncDay TruncHour TruncMinute TruncMonth TruncQuarter TruncSecond TruncTime TruncWeek TruncYear Upper
-""".split()
-_EXPRESSION_NAMES: Final = """
-Case Col CombinedExpression DurationExpression Exists ExpressionList ExpressionWrapper F NegatedExpression OrderBy
-OrderByList OuterRef Ref ResolvedOuterRef RowRange Star Subquery TemporalSubtraction Value ValueRange When Window
-WindowFrame
-""".split()
-_AGGREGATE_NAMES: Final = "Avg Count Max Min StdDev Sum Variance".split()
-
-_LOOKUP_MODULES: Final = frozenset(
-    module.__name__ for module in (lookups, related_lookups, json_lookups)
-) | {"django.db.models.functions.datetime", "django.db.models.fields.tuple_lookups"}
-
-
-def _named(module: Any, names: Iterable[str]) -> set[type]:
-    return {getattr(module, name) for name in names if hasattr(module, name)}
-
-
-_EXPRESSIONS: Final[frozenset[type]] = frozenset(
-    _named(functions, _FUNCTION_NAMES)
-    | _named(expressions, _EXPRESSION_NAMES)
-    | _named(aggregates, _AGGREGATE_NAMES)
-    | {json_lookups.KeyTransform, json_lookups.KeyTextTransform, Q, FilteredRelation}
-)
-_TIME_ZONE_MODULES: Final = frozenset({"django.db.models.functions.datetime"})
 
 # Attributes of a Query that do not change its rows: caches, bookkeeping of later filters, and what plans handle apart.
 _QUERY_IGNORED: Final = frozenset(
@@ -84,7 +49,8 @@ _QUERY_IGNORED: Final = frozenset(
 )  # fmt: skip
 _QUERY_KNOWN: Final = frozenset(
     {
-        "alias_map", "external_aliases", "where", "annotations", "_filtered_relations", "select", "group_by", "order_by",
+        "alias_map", "external_aliases", "where", "annotations", "_filtered_relations", "select", "group_by",
+        "order_by",
         "distinct", "distinct_fields", "select_related", "max_depth", "values_select", "selected",
         "annotation_select_mask", "combinator", "combinator_all", "combined_queries", "deferred_loading",
         "default_ordering", "standard_ordering", "alias_prefix", "subq_aliases", "subquery", "is_empty",
@@ -186,17 +152,17 @@ class Walk:
             parts.append(self.value(rhs))
         if lookup.bilateral_transforms:
             parts.append(tuple(map(_class_name, lookup.bilateral_transforms)))
-        if type(lookup).__name__.startswith("Year") or type(lookup).__module__ in _TIME_ZONE_MODULES:
+        if type(lookup).__name__.startswith("Year") or type(lookup).__module__ in TIME_ZONE_MODULES:
             self.is_time_zone_dependent = True
         return tuple(parts)
 
     def expression(self, expression: Any) -> Token:
         kind = type(expression)
-        if kind.__module__ in _TIME_ZONE_MODULES:
+        if kind.__module__ in TIME_ZONE_MODULES:
             self.is_time_zone_dependent = True
         parts: list[Token] = [_class_name(kind)]
         for name, item in expression.__dict__.items():
-            if name in _cached_names(kind) or name in _EXPRESSION_IGNORED:
+            if name in _cached_names(cast("Hashable", kind)) or name in _EXPRESSION_IGNORED:
                 continue
             if name in _VALUE_ATTRIBUTES:
                 parts.append((name, self.value(item)))
@@ -220,7 +186,8 @@ def _output_field(expression: Any) -> Any:
     if not isinstance(expression, expressions.BaseExpression):
         return None
     try:
-        return expression._output_field_or_none  # private; read in Django 5.2.19 and 6.1.3
+        # Private; read in Django 5.2.19 and 6.1.3.
+        return getattr(expression, "_output_field_or_none")  # noqa: B009 - django-stubs do not have it
     except (AttributeError, FieldError):  # of mixed or unresolved parts, which are in the structure themselves
         return None
 
@@ -319,11 +286,11 @@ def _model(walk: Walk, model: Any) -> Token:
 
 
 def _handler_for(kind: type) -> Handler:
-    if kind in _EXPRESSIONS:
+    if kind in EXPRESSIONS:
         return Walk.expression
     if issubclass(kind, models.Field | models.ForeignObjectRel):
         return _field
-    if issubclass(kind, models.Lookup) and kind.__module__ in _LOOKUP_MODULES:
+    if issubclass(kind, models.Lookup) and kind.__module__ in LOOKUP_MODULES:
         return Walk.lookup
     if issubclass(kind, type):
         return _model
@@ -368,9 +335,9 @@ def _field_definition(field: Any) -> Token:
 
 
 @lru_cache(maxsize=1024)
-def _cached_names(kind: type) -> frozenset[str]:
+def _cached_names(kind: Any) -> frozenset[str]:
     """Names of the cached properties of a class: they appear in __dict__ once somebody has asked."""
-    names = set()
+    names: set[str] = set()
     for parent in kind.__mro__:
         names.update(name for name, item in vars(parent).items() if isinstance(item, cached_property))
     return frozenset(names)

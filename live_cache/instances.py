@@ -123,7 +123,7 @@ def _is_plain_model(model: type[models.Model]) -> bool:
     if is_plain is None:
         is_plain = _plain_models[model] = (
             model.__init__ is models.Model.__init__
-            and model.from_db.__func__ is models.Model.from_db.__func__
+            and inspect.getattr_static(model, "from_db") is inspect.getattr_static(models.Model, "from_db")
             and model.__new__ is object.__new__
             and model.__setattr__ is object.__setattr__
             and all(

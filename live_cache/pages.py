@@ -1,8 +1,8 @@
 """
 Windows of a result set and the page suffixes that name them.
 
-A window ``[start:stop]`` that is a whole page of some size is called ``page_<number>x<size>``, however it was asked for,
-so that a slice, page() and Django's Paginator share one entry.
+A window ``[start:stop]`` that is a whole page of some size is called ``page_<number>x<size>``, however it was asked
+for, so that a slice, page() and Django's Paginator share one entry.
 """
 
 from __future__ import annotations

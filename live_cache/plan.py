@@ -147,7 +147,7 @@ def check_caller_key(cache_key: str) -> str:
     """
     validate_key(cache_key)
     if "" in cache_key.split("/"):
-        raise InvalidKeyError(f"The cache key {cache_key!r} has an empty segment; segments are separated by single '/'.")
+        raise InvalidKeyError(f"The cache key {cache_key!r} has an empty segment; put a single '/' between two.")
     if len(cache_key) > 512:
         raise InvalidKeyError(f"The cache key {cache_key[:40]!r}... is longer than 512 characters.")
     return cache_key
@@ -191,9 +191,7 @@ def _learn_by_interception(connection: BaseDatabaseWrapper, run: Callable[[], ob
     return Layout(tables, schema_digest, None, None, None)
 
 
-def _prove(
-    sql: Any, connection: BaseDatabaseWrapper, model: type[models.Model] | None
-) -> tuple[frozenset[str], bytes]:
+def _prove(sql: Any, connection: BaseDatabaseWrapper, model: type[models.Model] | None) -> tuple[frozenset[str], bytes]:
     """Return the tables that *sql* reads and the digest of their models, or raise if they are not all known."""
     statement = classify(sql, vendor=connection.vendor)
     if statement.kind is not StatementKind.READ or statement.locks_rows:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, cast
 from urllib.parse import quote
 
@@ -45,15 +45,22 @@ class LiveOptions:
     """What live() was given."""
 
     cache_key: str | None
-    timeout_s: float | None | Any
+    timeout_s: float | Any | None
     using_cache: str
     mode: str
     page_size: int | None
     is_refresh: bool = False
+    """Whether to fetch anew whatever is cached."""
 
 
 class LiveQuerySet(QuerySet[M], Generic[M]):
     """A QuerySet that can be live: cached in pages, never stale, and otherwise exactly a QuerySet."""
+
+    if TYPE_CHECKING:
+        # Privates of QuerySet that django-stubs do not have; read in Django 5.2.19 and 6.1.3.
+        _fields: tuple[str, ...] | None
+
+        def _chain(self) -> Self: ...
 
     _live: LiveOptions | None = None
     _last_read: ReadRecord | None = None
@@ -125,7 +132,7 @@ class LiveQuerySet(QuerySet[M], Generic[M]):
         if size is None:
             raise ValueError("page() needs a size: pass one, or give page_size to live().")
         start, stop = page_bounds(number, size)
-        return cast("Self", self[start:stop])
+        return self[start:stop]
 
     def fresh(self) -> Self:
         """Return a live clone that fetches from the database whatever is cached, and stores what it fetched."""
@@ -183,7 +190,7 @@ class LiveQuerySet(QuerySet[M], Generic[M]):
             plan = self._planned(lambda: self._make_plan(self.query, self._suffix(), self._result_kind()))
         except _Bypass as bypass:
             started = time.perf_counter()
-            instances = list(self._iterable_class(self))
+            instances: list[Any] = list(cast("Iterable[Any]", self._iterable_class(self)))
             result = reader.fetch_plainly(bypass.assembly, tuple, bypass.reason, started=started)
             self._last_read = result.record
             return instances
@@ -200,9 +207,7 @@ class LiveQuerySet(QuerySet[M], Generic[M]):
         """See QuerySet.exists(). Cached beside the pages."""
         if self._result_cache is not None or self._live is None:
             return super().exists()
-        return cast(
-            "bool", self._read_scalar("exists", super().exists, lambda: self.query.has_results(using=self.db))
-        )
+        return cast("bool", self._read_scalar("exists", super().exists, lambda: self.query.has_results(using=self.db)))
 
     def _read_scalar(self, name: str, uncached: Callable[[], object], run: Callable[[], object]) -> object:
         start, stop = self.query.low_mark, self.query.high_mark
@@ -289,10 +294,10 @@ class LiveQuerySet(QuerySet[M], Generic[M]):
         return clone
 
     def _clone(self) -> Self:
-        clone = super()._clone()  # type: ignore[misc]  # private; django-stubs do not have it
+        clone: Self = super()._clone()  # type: ignore[misc]  # private; django-stubs do not have it
         clone._live = self._live
         clone._row_suffix = self._row_suffix
-        return cast("Self", clone)
+        return clone
 
     def _require_options(self, name: str) -> LiveOptions:
         if self._live is None:
@@ -360,7 +365,7 @@ class LiveQuerySet(QuerySet[M], Generic[M]):
         return result.rows[0][0]
 
 
-class _Bypass(Exception):  # noqa: N818 - control flow inside this file
+class _Bypass(Exception):
     def __init__(self, assembly: Assembly, reason: str) -> None:
         super().__init__(reason)
         self.assembly = assembly
@@ -418,8 +423,12 @@ def live(
     )
 
 
-@lru_cache(maxsize=None)
 def _live_class(base: type[QuerySet[Any]]) -> type[LiveQuerySet[Any]]:
+    return _make_live_class(cast("Hashable", base))
+
+
+@cache
+def _make_live_class(base: Any) -> type[LiveQuerySet[Any]]:
     if base is QuerySet:
         return LiveQuerySet
     namespace: dict[str, Any] = {

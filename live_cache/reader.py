@@ -316,14 +316,15 @@ def _fetch(state: ConnectionState, plan: Plan, fetch: Callable[[], Rows]) -> tup
     The plan's tables were learned from another query of the same structure; this is the proof, for each single fill.
     """
     outer = state.captured_tables
-    state.captured_tables = captured = set()
+    captured: set[str] = set()
+    state.captured_tables = captured
     try:
         rows = fetch()
     finally:
         state.captured_tables = None if outer is None else outer | captured
     unknown = captured - plan.tables
     if unknown:
-        logger.error("%r reads the tables %s, which its plan does not know; not stored.", plan.cache_key, sorted(unknown))
+        logger.error("%r reads %s, which its plan does not know; not stored.", plan.cache_key, sorted(unknown))
     return rows, not unknown
 
 

@@ -26,7 +26,7 @@ def caches_of(kind: str, directory: Path, redis_url: str | None) -> dict[str, An
 
 
 def wait_for_hits(read: Callable[[], object], *, timeout_s: float = 10.0) -> None:
-    """Call *read* until all its live reads are hits: the clocks of a new ledger are held for a moment (MariaDB: 0.2 s)."""
+    """Call *read* until all its live reads are hits: the clocks of a new ledger are held for a moment."""
     from live_cache import recording
 
     end = time.monotonic() + timeout_s

@@ -116,7 +116,7 @@ def test_t3_snapshot_transaction_neither_reads_nor_fills(
 def test_unfinished_cursor_on_sqlite_does_not_fill(
     book_on_sqlite: Book, cache_kind: str, second_connection: Callable[[str], Any]
 ) -> None:
-    """An unfinished SELECT pins an autocommit connection to the old snapshot, so nothing is stored from it (rule 15)."""
+    """An unfinished SELECT pins an autocommit connection to the old snapshot: nothing is stored from it (rule 15)."""
     other = second_connection("default")
     Author.objects.bulk_create([Author(name=f"a{index}") for index in range(300)])
     rows = Author.objects.iterator(chunk_size=10)

@@ -130,7 +130,9 @@ WRITES: dict[str, Callable[[str], object]] = {
     "save": save,
     "save of an expression": save_expression,
     "save by primary key": save_by_key,
-    "save of some fields": lambda alias: Book(pk=first_book(alias).pk, pages=3).save(using=alias, update_fields=["pages"]),
+    "save of some fields": lambda alias: Book(pk=first_book(alias).pk, pages=3).save(
+        using=alias, update_fields=["pages"]
+    ),
     "create": lambda alias: Book.objects.using(alias).create(title="N", author=Author.objects.using(alias).first()),
     "update": lambda alias: Book.objects.using(alias).filter(pages=0).update(price=F("price") * 2),
     "bulk_create": lambda alias: Book.objects.using(alias).bulk_create(
@@ -145,7 +147,9 @@ WRITES: dict[str, Callable[[str], object]] = {
     "foreign key": lambda alias: Book.objects.using(alias).update(author=Author.objects.using(alias).get(name="Bob")),
     "joined table": lambda alias: Country.objects.using(alias).update(name="UK"),
     "ordering table": lambda alias: Author.objects.using(alias).filter(name="Ann").update(name="Zoe"),
-    "m2m add": lambda alias: Book.objects.using(alias).get(title="E").tags.add(Tag.objects.using(alias).get(name="red")),
+    "m2m add": lambda alias: (
+        Book.objects.using(alias).get(title="E").tags.add(Tag.objects.using(alias).get(name="red"))
+    ),
     "m2m remove": lambda alias: first_book(alias).tags.remove(Tag.objects.using(alias).get(name="red")),
     "m2m set": lambda alias: first_book(alias).tags.set([]),
     "m2m clear": lambda alias: first_book(alias).tags.clear(),
@@ -153,7 +157,9 @@ WRITES: dict[str, Callable[[str], object]] = {
     "through model": lambda alias: BookPlace.objects.using(alias).update(copies=9),
     "child of multi-table inheritance": save_child,
     "get_or_create": lambda alias: Author.objects.using(alias).get_or_create(name="New"),
-    "update_or_create": lambda alias: Author.objects.using(alias).update_or_create(name="Bob", defaults={"name": "Rob"}),
+    "update_or_create": lambda alias: Author.objects.using(alias).update_or_create(
+        name="Bob", defaults={"name": "Rob"}
+    ),
     "cursor.execute": cursor_execute,
     "cursor.executemany": cursor_executemany,
 }

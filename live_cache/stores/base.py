@@ -102,7 +102,7 @@ def validate_key(key: str) -> str:
     except UnicodeEncodeError as error:
         raise InvalidKeyError(f"The cache key {key!r} is not valid Unicode text.") from error
     if size_bytes > MAX_KEY_BYTES:
-        raise InvalidKeyError(f"The cache key {key[:40]!r}... has {size_bytes} bytes; at most {MAX_KEY_BYTES} are allowed.")
+        raise InvalidKeyError(f"The cache key {key[:40]!r}... has {size_bytes} bytes, the limit is {MAX_KEY_BYTES}.")
     return key
 
 

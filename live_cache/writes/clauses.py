@@ -239,6 +239,7 @@ class Clauses:
             self._frame.scope = scope
             if self.at(behind) in WRITE_VERBS:
                 return self._write_verb(behind)
+            self.is_unclear = self.is_unclear or self.at(behind) not in ("select", "values", "table", "with", "(")
         return behind
 
     def _comma(self, i: int) -> int:
@@ -271,7 +272,8 @@ class Clauses:
         return i + 1 if self.vendor in ("postgresql", "mysql", "sqlite") else self._join(i)
 
     def _join(self, i: int) -> int:
-        if not self._is_label(i) and self._frame.is_from:
+        # USE INDEX FOR JOIN (...) is a hint.
+        if not self._is_label(i) and self._frame.is_from and self.tokens[i - 1] != "for":
             self._is_table_next = True
         return i + 1
 

@@ -26,7 +26,7 @@ Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
 _HARMLESS = frozenset({StatementKind.SAVEPOINT, StatementKind.RELEASE_SAVEPOINT, StatementKind.ROLLBACK_TO_SAVEPOINT})
 
 
-class StatementIntercepted(Exception):  # noqa: N818 - control flow, never an error that a user sees
+class StatementIntercepted(Exception):
     """Raised instead of sending a statement, inside intercepting()."""
 
     def __init__(self, sql: Any) -> None:
@@ -103,7 +103,7 @@ def _run_write(state: ConnectionState, statement: Statement, run: Callable[[], A
     return result
 
 
-class intercepting:  # noqa: N801 - used like a function, as contextlib's are
+class intercepting:
     """
     Catch the SQL of the first statement inside the block instead of sending it.
 

@@ -92,7 +92,7 @@ class ConnectionState:
 
     def attach(self) -> None:
         """Put the hooks on the connection object. Once per object: they survive close() and reconnect."""
-        connection = self.connection
+        connection: Any = self.connection  # the hooked methods are private, and not in django-stubs
         connection._commit = _Hook(self.committing, connection._commit)
         connection._rollback = _Hook(self.rolling_back, connection._rollback)
         connection._set_autocommit = _Hook(self.setting_autocommit, connection._set_autocommit)
@@ -103,7 +103,7 @@ class ConnectionState:
         # SQLite begins its transactions by SQL, which the guard must tell from a BEGIN of the user.
         from live_cache.writes.sqlite_cursor import cursor_factory
 
-        connection = self.connection
+        connection: Any = self.connection
         make = cursor_factory(self)
         reference = self._connection
 
@@ -167,7 +167,7 @@ class ConnectionState:
         Run *commit* between the declaration of the intents and their ticks (rules 7, 9 and 10).
 
         Raises:
-            CommitRefusedError: A ledger is out of reach and LIVE_CACHE_ON_LEDGER_LOSS is "refuse". Nothing was committed.
+            CommitRefusedError: A ledger is out of reach and LIVE_CACHE_ON_LEDGER_LOSS is "refuse".
         """
         if not self.has_writes:
             return commit()

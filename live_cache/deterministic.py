@@ -1,0 +1,159 @@
+"""
+The allow-list of a plan: classes whose SQL gives the same rows each time it is run on the same data.
+
+Names, not modules: a function that a later Django adds may be volatile, as Now, Random and UUID4 are.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from django.db.models import aggregates, expressions, functions, lookups
+from django.db.models.fields import json as json_lookups
+from django.db.models.fields import related_lookups
+from django.db.models.functions.text import ConcatPair
+from django.db.models.query_utils import FilteredRelation, Q
+
+__all__ = ["EXPRESSIONS", "LOOKUP_MODULES", "TIME_ZONE_MODULES"]
+
+EXPRESSIONS: Final[frozenset[type]] = frozenset(
+    {
+        expressions.Case,
+        expressions.Col,
+        expressions.CombinedExpression,
+        expressions.DurationExpression,
+        expressions.Exists,
+        expressions.ExpressionList,
+        expressions.ExpressionWrapper,
+        expressions.F,
+        expressions.NegatedExpression,
+        expressions.OrderBy,
+        expressions.OrderByList,
+        expressions.OuterRef,
+        expressions.Ref,
+        expressions.ResolvedOuterRef,
+        expressions.RowRange,
+        expressions.Star,
+        expressions.Subquery,
+        expressions.TemporalSubtraction,
+        expressions.Value,
+        expressions.ValueRange,
+        expressions.When,
+        expressions.Window,
+        expressions.WindowFrame,
+        aggregates.Avg,
+        aggregates.Count,
+        aggregates.Max,
+        aggregates.Min,
+        aggregates.StdDev,
+        aggregates.Sum,
+        aggregates.Variance,
+        functions.Abs,
+        functions.ACos,
+        functions.ASin,
+        functions.ATan,
+        functions.ATan2,
+        functions.Cast,
+        functions.Ceil,
+        functions.Chr,
+        functions.Coalesce,
+        functions.Collate,
+        functions.Concat,
+        ConcatPair,
+        functions.Cos,
+        functions.Cot,
+        functions.CumeDist,
+        functions.Degrees,
+        functions.DenseRank,
+        functions.Exp,
+        functions.Extract,
+        functions.ExtractDay,
+        functions.ExtractHour,
+        functions.ExtractIsoWeekDay,
+        functions.ExtractIsoYear,
+        functions.ExtractMinute,
+        functions.ExtractMonth,
+        functions.ExtractQuarter,
+        functions.ExtractSecond,
+        functions.ExtractWeek,
+        functions.ExtractWeekDay,
+        functions.ExtractYear,
+        functions.FirstValue,
+        functions.Floor,
+        functions.Greatest,
+        functions.JSONArray,
+        functions.JSONObject,
+        functions.Lag,
+        functions.LastValue,
+        functions.Lead,
+        functions.Least,
+        functions.Left,
+        functions.Length,
+        functions.Ln,
+        functions.Log,
+        functions.Lower,
+        functions.LPad,
+        functions.LTrim,
+        functions.MD5,
+        functions.Mod,
+        functions.NthValue,
+        functions.Ntile,
+        functions.NullIf,
+        functions.Ord,
+        functions.PercentRank,
+        functions.Pi,
+        functions.Power,
+        functions.Radians,
+        functions.Rank,
+        functions.Repeat,
+        functions.Replace,
+        functions.Reverse,
+        functions.Right,
+        functions.Round,
+        functions.RowNumber,
+        functions.RPad,
+        functions.RTrim,
+        functions.SHA1,
+        functions.SHA224,
+        functions.SHA256,
+        functions.SHA384,
+        functions.SHA512,
+        functions.Sign,
+        functions.Sin,
+        functions.Sqrt,
+        functions.StrIndex,
+        functions.Substr,
+        functions.Tan,
+        functions.Trim,
+        functions.Trunc,
+        functions.TruncDate,
+        functions.TruncDay,
+        functions.TruncHour,
+        functions.TruncMinute,
+        functions.TruncMonth,
+        functions.TruncQuarter,
+        functions.TruncSecond,
+        functions.TruncTime,
+        functions.TruncWeek,
+        functions.TruncYear,
+        functions.Upper,
+        json_lookups.KeyTransform,
+        json_lookups.KeyTextTransform,
+        FilteredRelation,
+        Q,
+    }
+)
+
+TIME_ZONE_MODULES: Final = frozenset({"django.db.models.functions.datetime"})
+"""Modules of classes whose SQL depends on the current time zone."""
+
+# A lookup compares two sides that are walked themselves, so all lookups of a module may be listed at once.
+LOOKUP_MODULES: Final = frozenset(
+    {
+        lookups.__name__,
+        related_lookups.__name__,
+        json_lookups.__name__,
+        "django.db.models.fields.tuple_lookups",
+        *TIME_ZONE_MODULES,
+    }
+)
