@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -285,19 +286,33 @@ def test_a_process_with_other_settings_finds_the_same_ledger(project_directory: 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork().")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_child_is_not_stopped_by_a_lock_that_the_parent_held() -> None:
-    """A worker that is forked while another thread assembles must not wait for ever."""
-    get_assembly().metrics.count("lookups")
-    with assembly._lock, get_assembly().metrics._lock:
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                close_all()
-                counts = get_assembly().metrics
-                counts.count("lookups")
-                status = 0 if counts.snapshot() == {"lookups": 1} else 2
-            finally:
-                os._exit(status)
+    """A worker that is forked while another thread assembles or counts must not wait for ever."""
+    metrics = get_assembly().metrics
+    metrics.count("lookups")
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with assembly._lock, metrics._lock:
+            held.set()
+            release.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(10)
+    pid = os.fork()
+    if pid == 0:
+        # The end of a child that waits for a lock.
+        signal.alarm(5)
+        status = 1
+        try:
+            metrics.count("lookups")
+            status = 0 if metrics.snapshot() == {"lookups": 1} else 2
+            close_all()
+            get_assembly()
+        finally:
+            os._exit(status)
+    release.set()
+    holder.join()
     assert os.waitpid(pid, 0)[1] == 0
 
 
@@ -331,3 +346,29 @@ def test_counters_are_exact_under_threads() -> None:
 
 class OwnCache(LiveCache):
     """A project's own subclass."""
+
+
+def test_the_package_imports_without_its_extras(run_process: Any) -> None:
+    """Each driver is imported where it is used; what lacks one says which extra brings it."""
+    script = """
+import importlib, pkgutil, sys
+for name in ("redis", "django_redis", "diskcache", "cachebox", "hiredis"):
+    sys.modules[name] = None
+import live_cache
+for module in pkgutil.walk_packages(live_cache.__path__, "live_cache."):
+    importlib.import_module(module.name)
+from django.test import override_settings
+from live_cache.assembly import get_assembly
+from live_cache.exceptions import MissingExtraError
+result = []
+for location in ("disk:///tmp/live-cache-no-disk", "redis://127.0.0.1:6379/1"):
+    with override_settings(CACHES={"default": {"BACKEND": "live_cache.backend.LiveCache", "LOCATION": location}}):
+        try:
+            get_assembly()
+        except MissingExtraError as error:
+            result.append(str(error))
+"""
+    disk, redis = run_process(script).value
+    assert "django-live-cache[disk]" in disk
+    assert "django-live-cache[redis]" in redis
+    assert "CACHES['default']" in redis

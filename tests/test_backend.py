@@ -202,10 +202,14 @@ def test_increments_are_atomic(cache: LiveCache) -> None:
     ],
 )
 def test_increments_go_beyond_what_a_store_counts(cache: LiveCache, start: Any, delta: Any, total: Any) -> None:
-    """Numbers of more than 64 bits, floats and whatever adds."""
-    cache.set("n", start)
+    """Numbers of more than 64 bits, floats and whatever adds. The time to live stays."""
+    cache.set("n", start, 1000)
     assert cache.incr("n", delta) == total
     assert cache.get("n") == total
+    stored = cache.assembly.plain_store.get_with_expiry("plain/:1:n")
+    assert stored
+    assert stored.expires_in_s is not None
+    assert 900 < stored.expires_in_s <= 1000
 
 
 def test_increments_of_what_cannot_be_incremented(cache: LiveCache) -> None:
