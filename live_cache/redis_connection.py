@@ -121,4 +121,5 @@ class RedisConnection:
     def close(self) -> None:
         """Close the idle connections of this process. The next use opens new ones."""
         if self._client is not None:
-            self._client.connection_pool.disconnect()
+            # Those in use belong to other threads: a backend is closed at the end of every request.
+            self._client.connection_pool.disconnect(inuse_connections=False)

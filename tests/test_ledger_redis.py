@@ -226,6 +226,17 @@ def test_read_with_entry_without_a_server(private: RedisLedger, private_redis: A
         private.read_with_entry([DEPENDENCY], store, "k")
 
 
+def test_close_leaves_connections_in_use_alone(ledger: RedisLedger) -> None:
+    """A thread that closes the ledger, as every request does at its end, breaks no step of another thread."""
+    pool = ledger.connection.client.connection_pool
+    settle(ledger)
+    busy = pool.get_connection()
+    busy.send_command("PING")
+    ledger.close()
+    assert busy.read_response() == b"PONG"
+    pool.release(busy)
+
+
 def test_key_of_another_kind(ledger: RedisLedger) -> None:
     """A foreign value where a clock should be is an unavailable ledger, never a fresh entry."""
     ledger.connection.client.set(f"live_cache:clock:{{{CLOCK}}}", "mine")
