@@ -37,8 +37,8 @@ def invalidate(
 
     Args:
         target: A model (every result that reads its table), an object (the same), or a cache key: one that was given
-            to live(), with every key below it (``client`` covers ``client/7``, not ``clients``), or the label of a
-            model, such as ``shop.product``, with which all automatic keys begin.
+            to live(), with every key below it (``client`` covers ``client/7``, not ``clients``), the label of a model,
+            such as ``shop.product``, with which all automatic keys begin, or one automatic key.
         using: Database alias of the model; the default is the object's own, else "default".
         using_cache: Alias in CACHES; the default is every live cache.
 
@@ -52,10 +52,12 @@ def invalidate(
     assemblies = live_assemblies() if using_cache is None else (get_assembly(using_cache),)
     ledgers = {id(assembly.ledger): assembly for assembly in assemblies}
     if isinstance(target, str):
-        model = _model_labelled(target)
         changes = {KEYS_CLOCK: {slot_of(target)}}
+        label, _, fingerprint = target.partition("/")
+        model = _model_labelled(label)
         if model is not None:
-            changes |= _table_changes(model, connections[using or DEFAULT_DB_ALIAS])
+            connection = connections[using or DEFAULT_DB_ALIAS]
+            changes |= _key_changes(model, target, connection) if fingerprint else _table_changes(model, connection)
     else:
         model = target if isinstance(target, type) else type(target)
         alias = using or (None if isinstance(target, type) else target._state.db) or DEFAULT_DB_ALIAS
@@ -72,8 +74,8 @@ def invalidate(
 
 def invalidate_key_of(plan: Plan, assembly: Assembly, connection: BaseDatabaseWrapper) -> None:
     """Mark stale every entry under the automatic key of *plan*."""
-    base = normalize_table(apps.get_model(plan.cache_key.partition("/")[0])._meta.db_table)
-    _tick(assembly, {clock_of(database_name(connection), base): {slot_of(plan.cache_key)}})
+    model = apps.get_model(plan.cache_key.partition("/")[0])
+    _tick(assembly, _key_changes(model, plan.cache_key, connection))
 
 
 def _tick(assembly: Assembly, changes: dict[str, set[int]]) -> None:
@@ -87,6 +89,11 @@ def _tick(assembly: Assembly, changes: dict[str, set[int]]) -> None:
 def _table_changes(model: type[models.Model], connection: BaseDatabaseWrapper) -> dict[str, set[int]]:
     name = database_name(connection)
     return {clock_of(name, table): {TABLE_SLOT} for table in tables_of(model)}
+
+
+def _key_changes(model: type[models.Model], cache_key: str, connection: BaseDatabaseWrapper) -> dict[str, set[int]]:
+    # The entries of a key depend on its slot in the clock of the base table: see plan.make_plan().
+    return {clock_of(database_name(connection), normalize_table(model._meta.db_table)): {slot_of(cache_key)}}
 
 
 def _model_labelled(label: str) -> type[models.Model] | None:

@@ -66,6 +66,6 @@ def key_prefixes(cache_key: str) -> Iterator[str]:
 
 
 def key_dependency(cache_key: str) -> Dependency:
-    """Return what an entry under a caller's *cache_key* depends on, so that invalidating any prefix of it drops it."""
+    """Return what an entry depends on beside tables, so that invalidating any prefix of its *cache_key* drops it."""
     slots = sorted({slot_of(prefix) for prefix in key_prefixes(cache_key)})
     return Dependency(KEYS_CLOCK, (TABLE_SLOT, *slots))

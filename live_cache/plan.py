@@ -127,7 +127,7 @@ def make_plan(
         for table in sorted(layout.tables | {base_table})
     ]
     if caller_key is not None:
-        dependencies.append(key_dependency(caller_key))
+        dependencies.append(key_dependency(cache_key))
     return Plan(cache_key, page_suffix, database, layout.tables, tuple(dependencies), layout)
 
 

@@ -303,6 +303,18 @@ def test_invalidating_a_key_covers_the_keys_below_it(alias: str, books: Any) -> 
     assert hits == [False, False, True]
 
 
+def test_invalidating_a_key_as_it_is_listed(alias: str, books: Any) -> None:
+    """The full key of one result set, automatic or of a caller, drops that one."""
+    for key in (None, "shelf"):
+        one, other = live(books.filter(pages=100), key), live(books.filter(pages=200), key)
+        full_key = one.live_explain().cache_key
+        for queryset in (one, other):
+            list(queryset.all())
+        invalidate(full_key, using=alias)
+        assert queries_of(alias, lambda queryset=one: list(queryset.all()))[1] == 1
+        assert queries_of(alias, lambda queryset=other: list(queryset.all()))[1] == 0
+
+
 def test_two_querysets_under_one_key_never_share_rows(alias: str, books: Any) -> None:
     """A caller's key is combined with a fingerprint."""
     assert {b.pages for b in live(books.filter(pages=100), "page")} == {100}
