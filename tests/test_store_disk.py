@@ -110,7 +110,9 @@ class TestHostileFiles:
         store.put("key", b"1")
         store.close()
         (directory / "cache.db").chmod(0o644)
-        assert DiskStore(directory).get("key") == b"1"
+        other = DiskStore(directory)
+        assert other.get("key") == b"1"
+        other.close()
         assert stat.S_IMODE((directory / "cache.db").stat().st_mode) == 0o600
 
     def test_a_symbolic_link_is_refused(self, tmp_path: Path) -> None:
@@ -347,6 +349,31 @@ class TestProcesses:
                 thread.join()
         assert failures == []
         assert store.get("sum") == b"%d" % (sum(made) + 100)
+
+    @forking
+    def test_a_child_holds_locks_of_its_own(self, store: DiskStore) -> None:
+        """SQLite in the child does not take the parent's locks for its own: the parent's close() leaves it the log."""
+        store.put("key", b"1")
+        to_child, to_parent = os.pipe(), os.pipe()
+
+        def in_child() -> None:
+            assert store.get("key") == b"1"
+            os.write(to_parent[1], b"open")
+            os.read(to_child[0], 6)
+            store.put("key", b"2")
+
+        def close_while_the_child_is_open() -> None:
+            os.read(to_parent[0], 4)
+            store.close()
+            os.write(to_child[1], b"closed")
+
+        thread = threading.Thread(target=close_while_the_child_is_open)
+        thread.start()
+        assert run_in_fork(in_child) == 0
+        thread.join()
+        assert store.get("key") == b"2"
+        for descriptor in (*to_child, *to_parent):
+            os.close(descriptor)
 
     @forking
     def test_a_fork_during_a_long_statement_costs_the_child_the_store(self, store: DiskStore, monkeypatch: Any) -> None:

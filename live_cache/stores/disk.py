@@ -128,7 +128,6 @@ class DiskStore(Store):
     def __init__(
         self, directory: str | Path, *, max_bytes: int = 1024 * 1024 * 1024, clock: Callable[[], float] = time.time
     ) -> None:
-        _driver()
         expanded = os.path.abspath(os.path.expandvars(os.path.expanduser(directory)))
         if os.path.expandvars(expanded) != expanded:  # diskcache expands again, and would use another directory.
             raise ConfigurationError(f"The cache directory {expanded!r} must not have $NAME in its name.")
@@ -136,8 +135,9 @@ class DiskStore(Store):
         self.directory = Path(expanded)
         self.max_bytes = max_bytes
         self._clock = clock
-        self._disk: Any = None
-        self._file = SqliteFile(self.directory / "cache.db", prepare=self._prepare)
+        self._disk = _driver()[1](expanded)
+        # Without a reference to this store, so that no cycle keeps connections open until the collector comes.
+        self._file = SqliteFile(self.directory / "cache.db", prepare=partial(_lay_out, self.directory, max_bytes))
         self._counters = StoreCounters()
 
     def get(self, key: str) -> bytes | Missing:
@@ -305,31 +305,6 @@ class DiskStore(Store):
         """Close the connections of this process."""
         self._file.close()
 
-    def _prepare(self) -> None:
-        """Make the file what diskcache makes of it, and close it again."""
-        diskcache, bytes_disk = _driver()
-        made = diskcache.Cache.__new__(diskcache.Cache)
-        try:
-            # Called apart from __new__, since an error would else leave the connection open, out of reach.
-            made.__init__(
-                str(self.directory),
-                timeout=60,
-                disk=bytes_disk,
-                eviction_policy="least-recently-stored",
-                size_limit=self.max_bytes,
-                statistics=0,
-                tag_index=0,
-                sqlite_mmap_size=0,
-            )
-        except (AttributeError, TypeError, ValueError, diskcache.Timeout) as error:
-            # The driver makes attributes and arguments of whatever it finds in the settings table.
-            raise StoreUnavailableError(
-                f"The file in {self.directory} has settings that are not diskcache's: remove the directory."
-            ) from error
-        finally:
-            diskcache.Cache.close(made)
-        self._disk = made.disk
-
     def _read(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         try:
             return self._file.read(operation)
@@ -436,6 +411,31 @@ class DiskStore(Store):
             if len(rows) < _READ_BATCH:
                 return
             low = rows[-1][0] + "\x00"  # The very next text.
+
+
+def _lay_out(directory: Path, max_bytes: int) -> None:
+    """Make the file what diskcache makes of it, and close it again."""
+    diskcache, bytes_disk = _driver()
+    made = diskcache.Cache.__new__(diskcache.Cache)
+    try:
+        # Called apart from __new__, since an error would else leave the connection open, out of reach.
+        made.__init__(
+            str(directory),
+            timeout=60,
+            disk=bytes_disk,
+            eviction_policy="least-recently-stored",
+            size_limit=max_bytes,
+            statistics=0,
+            tag_index=0,
+            sqlite_mmap_size=0,
+        )
+    except (AttributeError, TypeError, ValueError, diskcache.Timeout) as error:
+        # The driver makes attributes and arguments of whatever it finds in the settings table.
+        raise StoreUnavailableError(
+            f"The file in {directory} has settings that are not diskcache's: remove the directory."
+        ) from error
+    finally:
+        diskcache.Cache.close(made)
 
 
 def _fetch_all(statement: str, arguments: Sequence[Any], connection: sqlite3.Connection) -> list[Any]:

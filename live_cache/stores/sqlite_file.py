@@ -198,8 +198,12 @@ class SqliteFile(ForkAware):
         )
         # NORMAL survives a killed process; flush() is for power cuts. Without a memory map, a file that somebody
         # truncates is an error and not the end of the process. Triggers of a foreign hand may not call functions.
-        for pragma in ("synchronous = NORMAL", "mmap_size = 0", "trusted_schema = OFF"):
-            connection.execute(f"PRAGMA {pragma}")
+        try:
+            for pragma in ("synchronous = NORMAL", "mmap_size = 0", "trusted_schema = OFF"):
+                connection.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
