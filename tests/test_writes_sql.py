@@ -199,6 +199,7 @@ m | WRITE | a b | b c |  | UPDATE LOW_PRIORITY IGNORE a JOIN b USING (id), (SELE
 m | WRITE | a b | b |  | UPDATE (a JOIN b ON a.x = b.x) SET a.y = 1
 pms | WRITE | t | u |  | DELETE FROM t WHERE id IN (SELECT id FROM u)
 p | WRITE | t | u w |  | DELETE FROM ONLY t AS x USING u, w WHERE u.id = x.id RETURNING *
+p | WRITE | t | u |  | DELETE FROM t USING u RETURNING a, b
 m | WRITE | a b | b |  | DELETE a FROM a JOIN b USING (id) WHERE b.x
 m | WRITE | c shop | c |  | DELETE x, y.* FROM shop x INNER JOIN c y ON x.id = y.id
 m | WRITE | t1 t2 | t2 |  | DELETE QUICK FROM a1, a2 USING t1 AS a1 INNER JOIN t2 AS a2
