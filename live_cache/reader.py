@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -184,7 +184,8 @@ def reason_to_fill_not(connection: BaseDatabaseWrapper, state: ConnectionState) 
     """Return why rows that were just fetched on this connection may be old or uncommitted, or an empty text."""
     if state.open_cursors:
         return "an unfinished cursor pins the SQLite connection to an older snapshot"
-    if state.is_in_transaction or connection.vendor == "sqlite":
+    # SQLite reads uncommitted rows only in a shared cache that asks for it; PostgreSQL never does.
+    if state.is_in_transaction or connection.vendor != "mysql":
         return ""
     if _isolation(connection, state) == "read uncommitted":
         return "the connection reads uncommitted rows"
@@ -212,7 +213,8 @@ def _isolation(connection: BaseDatabaseWrapper, state: ConnectionState) -> str:
     if connection.vendor == "mysql" and not getattr(connection, "mysql_is_mariadb", False):
         sql = "SELECT @@transaction_isolation"  # the name in MySQL 8, which dropped the older one
     try:
-        with connection.cursor() as cursor:
+        # By the driver's cursor, so that nobody who counts Django's queries counts this one.
+        with connection.wrap_database_errors, closing(connection.connection.cursor()) as cursor:
             cursor.execute(sql)
             (level,) = cursor.fetchone()
     except Error:
