@@ -16,7 +16,6 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 import django
-from django.apps import apps
 from django.core.exceptions import EmptyResultSet
 from django.db import connections, models
 
@@ -26,6 +25,7 @@ from live_cache.fingerprint import Walk, walk_expressions, walk_query
 from live_cache.ledger.base import TABLE_SLOT, Dependency, slot_of
 from live_cache.names import clock_of, database_name, is_private_database, key_dependency
 from live_cache.stores.base import validate_key
+from live_cache.tables import models_of_tables
 from live_cache.writes.guard import intercepting
 from live_cache.writes.sql import StatementKind, classify, normalize_table
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models.sql.query import Query
 
-__all__ = ["Layout", "Plan", "make_plan", "models_of_tables"]
+__all__ = ["Layout", "Plan", "make_plan"]
 
 # Part of every fingerprint: raised when plans, or what they store, mean something else than before.
 _PLAN_VERSION: Final = 1
@@ -205,24 +205,6 @@ def _prove(sql: Any, connection: BaseDatabaseWrapper, model: type[models.Model] 
         for model in owners:
             digest.update(_schema_of(model))
     return statement.read, digest.digest()
-
-
-_models_by_table: dict[str, tuple[type[models.Model], ...]] = {}
-_models_count = -1
-
-
-def models_of_tables() -> Mapping[str, tuple[type[models.Model], ...]]:
-    """Return the managed models by the name of their table, normalised."""
-    global _models_by_table, _models_count
-    all_models = apps.get_models(include_auto_created=True)
-    if len(all_models) != _models_count:  # models are only ever added, by tests and by code that makes them on the fly
-        tables: dict[str, tuple[type[models.Model], ...]] = {}
-        for model in all_models:
-            if model._meta.managed and not model._meta.proxy:
-                name = normalize_table(model._meta.db_table)
-                tables[name] = (*tables.get(name, ()), model)
-        _models_by_table, _models_count = tables, len(all_models)
-    return _models_by_table
 
 
 def _schema_of(model: type[models.Model]) -> bytes:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import connections, transaction
 
+from live_cache.tables import models_of_tables
 from live_cache.writes.sql import Statement, StatementKind, classify
 from live_cache.writes.transactions import ConnectionState, state_of
 
@@ -48,6 +49,12 @@ def guard(execute: Execute, sql: Any, params: Any, many: bool, context: dict[str
     connection: BaseDatabaseWrapper = context["connection"]
     state = state_of(connection)
     statement = classify(sql, vendor=connection.vendor)
+    # Noted before it runs: a statement whose answer is lost may have taken effect. Any kind may bring these changes
+    # (SELECT set_config(), CALL).
+    if statement.changes_search_path:
+        state.is_search_path_changed = True
+    if statement.changes_isolation:
+        state.is_isolation_changed = True
     if statement.kind is StatementKind.READ:
         if state.captured_tables is not None:
             state.captured_tables |= statement.read
@@ -56,9 +63,6 @@ def guard(execute: Execute, sql: Any, params: Any, many: bool, context: dict[str
     def run() -> Any:
         return execute(sql, params, many, context)
 
-    # Noted before it runs: a statement whose answer is lost may have taken effect. A procedure may change these too.
-    state.is_search_path_changed = state.is_search_path_changed or statement.changes_search_path
-    state.is_isolation_changed = state.is_isolation_changed or statement.changes_isolation
     kind = statement.kind
     if kind in _HARMLESS or statement.is_limited_to_session:
         return run()
@@ -68,7 +72,7 @@ def guard(execute: Execute, sql: Any, params: Any, many: bool, context: dict[str
         return _run_begin(state, statement, run)
     if kind is StatementKind.COMMIT:
         result = state.committing(run)
-        state.is_raw_transaction = False
+        state.is_raw_transaction = state.is_raw_transaction_uncertain = False
         return result
     if kind is StatementKind.ROLLBACK:
         return state.rolling_back(run)
@@ -84,22 +88,35 @@ def _run_begin(state: ConnectionState, statement: Statement, run: Callable[[], A
 
 
 def _run_write(state: ConnectionState, statement: Statement, run: Callable[[], Any], context: dict[str, Any]) -> Any:
-    is_everything = statement.kind is StatementKind.UNKNOWN
+    # A name that is no model's table may be a view, a partition or a parent of tables that are.
+    is_everything = statement.kind is StatementKind.UNKNOWN or not statement.written <= models_of_tables().keys()
+    connection: BaseDatabaseWrapper = context["connection"]
     if state.is_in_transaction:
         state.record(statement.written, is_everything=is_everything)
-        if not statement.commits_implicitly:
-            return run()
-        result = state.committing(run)
-        state.is_raw_transaction = False
-        return result
-    connection: BaseDatabaseWrapper = context["connection"]
+        if statement.commits_implicitly or state.is_raw_transaction_uncertain:
+            return _run_committing(state, statement, run)
+        return run()
     if statement.kind is not StatementKind.WRITE or connections[connection.alias] is not connection:
         return state.run_outside_transaction(statement.written, run, is_everything=is_everything)
     with transaction.atomic(using=connection.alias):
-        state.record(statement.written)
+        state.record(statement.written, is_everything=is_everything)
         result = run()
         if connection.vendor == "sqlite":
             context["cursor"].cursor.buffer()
+    return result
+
+
+def _run_committing(state: ConnectionState, statement: Statement, run: Callable[[], Any]) -> Any:
+    """Run a statement that commits the transaction by itself, or may do so (CALL, and what is not understood)."""
+    tables, is_everything = set(state.tables), state.writes_everything
+    result = state.committing(run)
+    if statement.kind is not StatementKind.UNKNOWN and not state.is_raw_transaction_uncertain:
+        state.is_raw_transaction = False
+        return result
+    # Perhaps nothing was committed: the changes are ticked again at the COMMIT to come. And perhaps a transaction that
+    # was begun by SQL is over, so that each statement commits itself from now on.
+    state.record(tables, is_everything=is_everything)
+    state.is_raw_transaction_uncertain = state.is_raw_transaction
     return result
 
 

@@ -68,6 +68,8 @@ class ConnectionState:
         """Whether a statement was not understood, so that any table may have been written."""
         self.is_raw_transaction = False
         """Whether a BEGIN was sent as SQL, behind Django's back."""
+        self.is_raw_transaction_uncertain = False
+        """Whether that transaction may be over, ended by a statement that was not understood."""
         self.is_search_path_changed = False
         self.is_isolation_changed = False
         self.isolation: tuple[object, str] | None = None
@@ -120,6 +122,7 @@ class ConnectionState:
         """Forget everything: the driver's connection is new, and the old transaction is over."""
         self.clear()
         self.is_raw_transaction = False
+        self.is_raw_transaction_uncertain = False
         self.is_search_path_changed = False
         self.is_isolation_changed = False
         self.isolation = None
@@ -189,6 +192,7 @@ class ConnectionState:
         clocks = tuple(self._changes()) if self._intents else ()
         self.clear()
         self.is_raw_transaction = False
+        self.is_raw_transaction_uncertain = False
         if not self._is_outcome_unknown:
             for ledger, intent_id in self._intents:
                 with suppress(LedgerUnavailableError):  # its lease will end it
