@@ -1,0 +1,37 @@
+"""
+The rows that are read and written: each carries a version that grows by one with each committed write.
+
+``shelf`` is always ``version % SHELVES``, so that a write moves its row from one filtered result to another.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from django.db import models
+
+__all__ = ["GROUPS", "SHELVES", "Item", "Maker", "Mark"]
+
+SHELVES: Final = 4
+GROUPS: Final = 3
+
+
+class Maker(models.Model):
+    """Joined to its items."""
+
+    version = models.PositiveIntegerField(default=0)
+
+
+class Item(models.Model):
+    """A row. Its group and its maker never change."""
+
+    maker = models.ForeignKey(Maker, on_delete=models.CASCADE)
+    group = models.PositiveSmallIntegerField()
+    shelf = models.PositiveSmallIntegerField(default=0, db_index=True)
+    version = models.PositiveIntegerField(default=0)
+
+
+class Mark(models.Model):
+    """The last operation that a writer has committed, one row per writer: tells after a kill what became of it."""
+
+    operation = models.BigIntegerField(default=0)

@@ -1,0 +1,155 @@
+"""
+One run of a program for each system, one after the other: the same options, a database and a Redis of its own for each.
+
+The program that a person starts sets nothing of Django up. It starts itself once for each system, and that process
+(run_child()) sets Django up with the settings of the system, makes the tables, forks the workers and writes its result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.project.databases import database
+from benchmarks.project.errors import BenchmarkError
+from benchmarks.project.systems import LOCATIONS, PEERS, SYSTEMS
+from tests import server_programs
+
+__all__ = ["Bench", "add_options", "is_child", "print_table", "run_child", "run_systems"]
+
+Result = dict[str, Any]
+_ENVIRONMENT: Final = "LIVE_CACHE_BENCH"
+_ROOT: Final = Path(__file__).resolve().parent.parent.parent
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that all programs have."""
+    parser.add_argument(
+        "--database",
+        default="sqlite",
+        metavar="NAME|URL",
+        help="sqlite, postgresql, mariadb, or the URL of a server; a database is created and dropped (default: sqlite)",
+    )
+    parser.add_argument(
+        "--location",
+        "--ledger",
+        default="memory+redis",
+        choices=sorted(LOCATIONS),
+        help="tiers and ledger of our cache; host: memory alone (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--peers",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="run django-cacheops and django-cachalot too, if they are installed (default: yes)",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of everything random (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run_systems(program: str, options: argparse.Namespace) -> list[Result]:
+    """
+    Run *program* (a module) once for each system, and return the results, ours first.
+
+    Raises:
+        BenchmarkError: A run was not possible, or did not end well.
+    """
+    names = ["live_cache"]
+    for name in PEERS if options.peers else ():
+        if SYSTEMS[name].is_installed:
+            names.append(name)
+        else:
+            print(
+                f"Without {name}: {SYSTEMS[name].package} is not installed. To compare: "
+                "python -m pip install -r requirements/peers.txt (or run with --no-peers)",
+                file=sys.stderr,
+            )
+    return [_run_system(program, name, options) for name in names]
+
+
+def _run_system(program: str, system: str, options: argparse.Namespace) -> Result:
+    with (
+        tempfile.TemporaryDirectory(prefix="live-cache-bench-") as directory,
+        database(options.database, Path(directory)) as config,
+    ):
+        result = Path(directory, "result.json")
+        bench = {**vars(options), "system": system, "database": config, "directory": directory}
+        environment = {
+            **os.environ,
+            _ENVIRONMENT: json.dumps(bench),
+            "DJANGO_SETTINGS_MODULE": "benchmarks.project.settings",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")])),
+        }
+        ended = subprocess.run([sys.executable, "-m", program], env=environment, check=False)
+        if ended.returncode or not result.exists():
+            raise BenchmarkError(f"The run of {system} ended with status {ended.returncode}.")
+        return {"system": system, **json.loads(result.read_text())}
+
+
+def is_child() -> bool:
+    """Return whether this process was started by run_systems()."""
+    return _ENVIRONMENT in os.environ
+
+
+class Bench:
+    """The process of one system: its options, and its Redis."""
+
+    def __init__(self) -> None:
+        self.options: dict[str, Any] = json.loads(os.environ[_ENVIRONMENT])
+        self.directory = Path(self.options["directory"])
+        self._redis = server_programs.start_redis()
+        self.redis_port = self._redis.port
+        self.options["redis_url"] = f"redis://127.0.0.1:{self.redis_port}/0"
+        os.environ[_ENVIRONMENT] = json.dumps(self.options)
+
+    def restart_redis(self) -> None:
+        """Kill the Redis of the run and start it again, empty, at its port."""
+        self._redis.stop(kill=True)
+        self._redis = server_programs.start_redis(port=self.redis_port)
+
+    def close(self) -> None:
+        """Stop the Redis."""
+        self._redis.stop(kill=True)
+
+
+def run_child(run: Callable[[Bench], Mapping[str, Any]]) -> int:
+    """Set Django up for the system of this process, make the tables, and call *run*; keep what it returns."""
+    bench = Bench()
+    try:
+        import django
+
+        django.setup()
+        from django.core.management import call_command
+
+        from benchmarks.project.workers import close_everything
+
+        call_command("migrate", run_syncdb=True, verbosity=0)
+        close_everything()
+        result = run(bench)
+        (bench.directory / "result.json").write_text(json.dumps(result))
+        close_everything()
+    finally:
+        bench.close()
+    return 0
+
+
+def print_table(results: Sequence[Result], columns: Mapping[str, str]) -> None:
+    """Print one line per result. *columns* maps keys of the results to titles."""
+    rows = [list(columns.values()), *([_cell(result[key]) for key in columns] for result in results)]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        print("  ".join(cells))
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

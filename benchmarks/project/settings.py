@@ -1,0 +1,28 @@
+"""Settings of the process that runs one system: everything that varies comes in LIVE_CACHE_BENCH, as JSON (child.py)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from typing import Any
+
+from benchmarks.project.systems import SYSTEMS
+from tests import servers
+
+__all__: list[str] = []
+
+BENCH: dict[str, Any] = json.loads(os.environ["LIVE_CACHE_BENCH"])
+
+SECRET_KEY = "only for benchmarks"
+USE_TZ = True
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+DATABASES: dict[str, Any] = {"default": BENCH["database"]}
+INSTALLED_APPS = ["benchmarks.project"]
+MIGRATION_MODULES: dict[str, None] = {"project": None}
+if DATABASES["default"]["ENGINE"].endswith("mysql") and importlib.util.find_spec("MySQLdb") is None:
+    servers.install_pymysql()
+# Dead servers and killed writers are part of the program: what they make the libraries say is no news.
+LOGGING_CONFIG = None
+
+globals().update(SYSTEMS[BENCH["system"]].settings(BENCH))
