@@ -1,0 +1,131 @@
+"""
+One run of Django's own tests in this process; started by tests/orm_suite.py, never by hand.
+
+Arguments: the mode (plain, live, uncounted), the folder of Django's tests, the file for the results, and labels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+import unittest
+from pathlib import Path
+from typing import Any
+
+__all__: list[str] = []
+
+MODE, SUITE, OUTPUT, *LABELS = sys.argv[1:]
+ROOT = Path(__file__).resolve().parent.parent
+# Django's tests have modules called urls and settings, as this folder has.
+sys.path[0] = SUITE
+sys.path.insert(1, str(ROOT))
+
+outcomes: dict[str, list[str]] = {}
+
+
+class Result(unittest.TextTestResult):
+    """Keeps the outcome of each test: one of passed, failed, skipped; and why."""
+
+    def _note(self, test: Any, outcome: str, detail: str) -> None:
+        name = test.id()
+        if outcomes.get(name, [""])[0] != "failed":
+            outcomes[name] = [outcome, detail]
+
+    def startTest(self, test: Any) -> None:
+        super().startTest(test)
+        if MODE != "plain":
+            from tests import orm_suite_live
+
+            orm_suite_live.wrong_reads.clear()
+
+    def stopTest(self, test: Any) -> None:
+        if MODE != "plain":
+            from tests import orm_suite_live
+
+            if orm_suite_live.wrong_reads:
+                self._note(test, "failed", "\n".join(orm_suite_live.wrong_reads))
+        super().stopTest(test)
+
+    def addSuccess(self, test: Any) -> None:
+        super().addSuccess(test)
+        self._note(test, "passed", "")
+
+    def addSkip(self, test: Any, reason: str) -> None:
+        super().addSkip(test, reason)
+        self._note(test, "skipped", reason)
+
+    def addExpectedFailure(self, test: Any, err: Any) -> None:
+        super().addExpectedFailure(test, err)
+        self._note(test, "passed", "")
+
+    def addUnexpectedSuccess(self, test: Any) -> None:
+        super().addUnexpectedSuccess(test)
+        self._note(test, "failed", "unexpected success")
+
+    def addError(self, test: Any, err: Any) -> None:
+        super().addError(test, err)
+        self._note(test, "failed", "".join(traceback.format_exception(*err)))
+
+    def addFailure(self, test: Any, err: Any) -> None:
+        super().addFailure(test, err)
+        self._note(test, "failed", "".join(traceback.format_exception(*err)))
+
+    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
+        super().addSubTest(test, subtest, err)
+        if err is not None:
+            self._note(test, "failed", f"{subtest}\n{''.join(traceback.format_exception(*err))}")
+
+
+def _uncount() -> None:
+    """Let assertNumQueries() accept any number."""
+    from django.test import testcases
+    from django.test.utils import CaptureQueriesContext
+
+    testcases._AssertNumQueriesContext.__exit__ = CaptureQueriesContext.__exit__
+
+
+def main() -> None:
+    """Run the labels and write the outcomes."""
+    import runtests
+    from django.test.runner import DiscoverRunner
+
+    class Runner(DiscoverRunner):
+        def get_resultclass(self) -> type[unittest.TestResult]:
+            return Result
+
+        def setup_test_environment(self, **kwargs: Any) -> None:
+            super().setup_test_environment(**kwargs)
+            if MODE != "plain":
+                from tests import orm_suite_live
+
+                orm_suite_live.install()
+            if MODE == "uncounted":
+                _uncount()
+
+    from django.conf import settings
+
+    settings.TEST_RUNNER = Runner
+    runtests.get_runner = lambda settings: Runner
+    if MODE != "plain":
+        runtests.ALWAYS_INSTALLED_APPS.append("live_cache")
+    options = dict.fromkeys(
+        ("tags", "exclude_tags", "test_name_patterns", "start_at", "start_after", "durations", "reverse", "shuffle")
+        + ("keepdb", "debug_sql", "pdb", "buffer", "timing", "failfast", "interactive")
+    )
+    options["shuffle"] = False
+    try:
+        runtests.django_tests(verbosity=0, parallel=1, test_labels=LABELS, **options)
+    finally:
+        extra: dict[str, Any] = {}
+        if MODE != "plain":
+            from tests import orm_suite_live
+
+            extra = {"counts": orm_suite_live.counts, "reasons": orm_suite_live.reasons}
+        Path(OUTPUT).write_text(json.dumps({"outcomes": outcomes, **extra}))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TMPDIR", str(Path(OUTPUT).parent))
+    main()
