@@ -23,6 +23,7 @@ from typing import Any, Final
 from benchmarks.project.errors import BenchmarkError
 from benchmarks.project.runs import Bench, add_options, is_child, print_table, run_child, run_systems
 from benchmarks.project.shared import Cells
+from benchmarks.project.workers import Workers
 
 __all__ = ["main"]
 
@@ -82,7 +83,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _run(bench: Bench) -> dict[str, Any]:
     from benchmarks.project.models import Item, Maker
-    from benchmarks.project.workers import Workers, close_everything
+    from benchmarks.project.workers import close_everything
 
     maker = Maker.objects.create()
     Item.objects.bulk_create([Item(maker=maker, group=0) for _ in range(ROWS)])
@@ -91,7 +92,7 @@ def _run(bench: Bench) -> dict[str, Any]:
     workers = Workers()
     try:
         pids = {workers.start(_read, number, control, readers) for number in range(readers.rows)}
-        result = _write(bench.options, control, readers)
+        result = _write(bench.options, control, readers, workers)
         control.set(0, STOP, 1)
         workers.wait(pids, timeout_s=ANSWER_S)
     finally:
@@ -138,7 +139,7 @@ def _read(number: int, control: Cells, readers: Cells) -> None:
             readers.set(number, DONE_STEP, step)
 
 
-def _write(options: dict[str, Any], control: Cells, readers: Cells) -> dict[str, Any]:
+def _write(options: dict[str, Any], control: Cells, readers: Cells, workers: Workers) -> dict[str, Any]:
     """Be the writer, and look at the cache after each burst."""
     from contextlib import nullcontext
 
@@ -160,24 +161,24 @@ def _write(options: dict[str, Any], control: Cells, readers: Cells) -> dict[str,
                 item.save()
             control.set(0, FLOOR, item.version)
         time.sleep(0.001 + 0.004 * chance.random())
-        _step(control, readers)  # now all have stopped
+        _step(control, readers, workers)  # now all have stopped
         with system.truth():
             truth = Item.objects.get(pk=item.pk).version
         if truth != item.version:
             raise BenchmarkError(f"The database says {truth} after version {item.version} was saved.")
         own = _question()[0].version
-        _step(control, readers)  # now all have read once more
+        _step(control, readers, workers)  # now all have read once more
         stale += any(seen != truth for seen in (own, *(readers.get(number, SEEN) for number in range(readers.rows))))
         control.add(0, STEP, 1)
     return {"bursts": options["bursts"], "stale_bursts": stale, "seconds": time.monotonic() - started_s}
 
 
-def _step(control: Cells, readers: Cells) -> None:
+def _step(control: Cells, readers: Cells, workers: Workers) -> None:
     """Begin the next step, and wait until every reader is through with it."""
     control.add(0, STEP, 1)
     step, end_s = control.get(0, STEP), time.monotonic() + ANSWER_S
     while any(readers.get(number, DONE_STEP) != step for number in range(readers.rows)):
-        if time.monotonic() > end_s:
+        if workers.ended() or time.monotonic() > end_s:
             raise BenchmarkError("A reader does not answer.")
         time.sleep(0.0001)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 from collections.abc import Iterator
@@ -94,7 +95,9 @@ def _administer(config: dict[str, Any], maintenance: str, sql: str) -> None:
         ) as postgresql:
             postgresql.execute(sql.encode())
         return
-    import MySQLdb  # mysqlclient, or PyMySQL in its place: parse_database_url() and settings see to that
+    if importlib.util.find_spec("MySQLdb") is None:
+        servers.install_pymysql()
+    import MySQLdb  # mysqlclient, or PyMySQL in its place
 
     with closing(
         MySQLdb.connect(host=host, port=int(port or 3306), user=config["USER"], password=config["PASSWORD"])

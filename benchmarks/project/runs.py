@@ -132,7 +132,11 @@ def run_child(run: Callable[[Bench], Mapping[str, Any]]) -> int:
 
         call_command("migrate", run_syncdb=True, verbosity=0)
         close_everything()
-        result = run(bench)
+        try:
+            result = run(bench)
+        except BenchmarkError as error:
+            print(error, file=sys.stderr)
+            return 1
         (bench.directory / "result.json").write_text(json.dumps(result))
         close_everything()
     finally:

@@ -1,0 +1,115 @@
+"""A reader of benchmarks.history: asks random questions through the cache, and checks each answer against the book."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+from django.db import connection, transaction
+
+from benchmarks.project.asking import Statements
+from benchmarks.project.book import ASKED, ERRORS, HITS, READS, RUN, STALE, STOPPED_READERS, WRONG, Book
+from benchmarks.project.models import Item
+from benchmarks.project.questions import Question, questions
+from benchmarks.project.systems import current
+
+__all__ = ["Reader"]
+
+_MAX_SAMPLES = 5
+_SNAPSHOT_SQL = {
+    "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+    "mysql": "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+}
+
+
+class Reader:
+    """
+    One reader process.
+
+    Args:
+        in_snapshots: Whether half of the reads are in transactions that see an old snapshot.
+    """
+
+    def __init__(self, slot: int, book: Book, chance: random.Random, directory: Path, *, in_snapshots: bool) -> None:
+        self.slot = slot
+        self.book = book
+        self.chance = chance
+        self.samples = directory / f"samples-{slot}.txt"
+        self.system = current()
+        self.questions = questions()
+        self.in_snapshots = in_snapshots
+        if in_snapshots and connection.vendor == "sqlite":
+            connection.settings_dict["OPTIONS"]["transaction_mode"] = "DEFERRED"
+        self.statements = Statements()
+        if in_snapshots and connection.vendor in _SNAPSHOT_SQL:
+            with connection.cursor() as cursor:
+                cursor.execute(_SNAPSHOT_SQL[connection.vendor])
+
+    def run(self) -> None:
+        """Read until the writers have stopped, and then everything once more."""
+        while self.book.phase == RUN:
+            if self.in_snapshots and self.chance.random() < 0.2:
+                self._read_in_snapshot()
+            elif connection.vendor != "sqlite" and self.chance.random() < 0.1:
+                with transaction.atomic():
+                    for _ in range(3):
+                        self._read(self.book.floors())
+            else:
+                self._read(self.book.floors())
+        while self.book.phase != STOPPED_READERS:
+            time.sleep(0.001)
+        self._read_everything()
+
+    def _read_in_snapshot(self) -> None:
+        floors = self.book.floors()
+        with transaction.atomic():
+            with self.system.truth():
+                Item.objects.count()  # from here on the transaction sees what there is now
+            time.sleep(0.02 * self.chance.random())
+            for _ in range(3):
+                self._read(floors)
+
+    def _read(self, floors: list[int]) -> None:
+        question = self.chance.choice(self.questions)
+        before = self.statements.count
+        try:
+            answer = question.ask(self.system.cached)
+        except Exception as error:  # a Redis that is down; ours must not let it through
+            self.book.readers.add(self.slot, ERRORS, 1)
+            self._sample(f"{question.name}: {error!r}")
+            connection.close_if_unusable_or_obsolete()
+            return
+        is_hit = self.statements.count == before
+        fault = question.find_fault(answer, floors, self.book.ceilings())
+        self.book.readers.add(self.slot, READS, 1)
+        self.book.readers.add(self.slot, HITS, is_hit)
+        if fault:
+            self.book.readers.add(self.slot, STALE, 1)
+            self._sample(f"{question.name}{' (hit)' if is_hit else ''}: {fault}")
+
+    def _read_everything(self) -> None:
+        """Ask every question through the cache, with nobody writing, and compare with the database."""
+        for question in self.questions:
+            for _ in range(2):
+                self._compare(question)
+            self.book.readers.add(self.slot, ASKED, 1)
+
+    def _compare(self, question: Question) -> None:
+        answer = question.ask(self.system.cached)
+        with self.system.truth():
+            truth = question.ask(_plain)
+        if answer != truth:
+            self.book.readers.add(self.slot, WRONG, 1)
+            self._sample(f"at the end, {question.name}: {answer}, not {truth}")
+
+    def _sample(self, text: str) -> None:
+        if self.samples.exists() and len(self.samples.read_text().splitlines()) >= _MAX_SAMPLES:
+            return
+        with self.samples.open("a") as file:
+            file.write(text + "\n")
+
+
+def _plain(queryset: Any) -> Any:
+    return queryset
