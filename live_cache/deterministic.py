@@ -1,7 +1,8 @@
 """
 The allow-list of a plan: classes whose SQL gives the same rows each time it is run on the same data.
 
-Names, not modules: a function that a later Django adds may be volatile, as Now, Random and UUID4 are.
+Names, not modules: a function that a later Django adds may be volatile, as Now, Random and UUID4 are. What not every
+supported Django has, or what needs a driver to be imported, is listed by its text.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from django.db.models.fields import related_lookups
 from django.db.models.functions.text import ConcatPair
 from django.db.models.query_utils import FilteredRelation, Q
 
-__all__ = ["EXPRESSIONS", "LOOKUP_MODULES", "TIME_ZONE_MODULES"]
+__all__ = ["EXPRESSIONS", "EXPRESSION_NAMES", "LOOKUP_MODULES", "RANGE_TYPE", "TIME_ZONE_MODULES"]
 
 EXPRESSIONS: Final[frozenset[type]] = frozenset(
     {
@@ -144,6 +145,53 @@ EXPRESSIONS: Final[frozenset[type]] = frozenset(
     }
 )
 
+_POSTGRES: Final = "django.contrib.postgres"
+
+EXPRESSION_NAMES: Final[frozenset[str]] = frozenset(
+    {
+        "django.db.models.aggregates.StringAgg",  # since Django 6.0
+        "django.db.models.expressions.ColPairs",
+        "django.db.models.fields.tuple_lookups.Tuple",
+        f"{_POSTGRES}.expressions.ArraySubquery",
+        *(
+            f"{_POSTGRES}.aggregates.general.{name}"
+            for name in (
+                "ArrayAgg", "BitAnd", "BitOr", "BitXor", "BoolAnd", "BoolOr", "JSONBAgg", "StringAgg",
+            )
+        ),
+        *(
+            f"{_POSTGRES}.aggregates.statistics.{name}"
+            for name in (
+                "Corr", "CovarPop", "RegrAvgX", "RegrAvgY", "RegrCount", "RegrIntercept", "RegrR2", "RegrSlope",
+                "RegrSXX", "RegrSXY", "RegrSYY",
+            )
+        ),
+        *(f"{_POSTGRES}.fields.array.{name}" for name in ("ArrayLenTransform", "IndexTransform", "SliceTransform")),
+        *(f"{_POSTGRES}.fields.hstore.{name}" for name in ("KeyTransform", "KeysTransform", "ValuesTransform")),
+        *(
+            f"{_POSTGRES}.fields.ranges.{name}"
+            for name in (
+                "IsEmpty", "LowerInclusive", "LowerInfinite", "RangeEndsWith", "RangeStartsWith", "UpperInclusive",
+                "UpperInfinite",
+            )
+        ),
+        f"{_POSTGRES}.lookups.Unaccent",
+        *(
+            f"{_POSTGRES}.search.{name}"
+            for name in (
+                "CombinedLexeme", "CombinedSearchQuery", "CombinedSearchVector", "Lexeme", "SearchConfig",
+                "SearchHeadline", "SearchQuery", "SearchRank", "SearchVector", "TrigramDistance", "TrigramSimilarity",
+                "TrigramStrictWordDistance", "TrigramStrictWordSimilarity", "TrigramWordDistance",
+                "TrigramWordSimilarity",
+            )
+        ),
+    }
+)  # fmt: skip
+"""More such classes, by module and name."""
+
+RANGE_TYPE: Final = "psycopg.types.range.Range"
+"""What every range field of django.contrib.postgres gives and takes, under psycopg 3."""
+
 TIME_ZONE_MODULES: Final = frozenset({"django.db.models.functions.datetime"})
 """Modules of classes whose SQL depends on the current time zone."""
 
@@ -153,7 +201,13 @@ LOOKUP_MODULES: Final = frozenset(
         lookups.__name__,
         related_lookups.__name__,
         json_lookups.__name__,
+        "django.db.models.fields.composite",
         "django.db.models.fields.tuple_lookups",
+        f"{_POSTGRES}.fields.array",
+        f"{_POSTGRES}.fields.hstore",
+        f"{_POSTGRES}.fields.ranges",
+        f"{_POSTGRES}.lookups",
+        f"{_POSTGRES}.search",
         *TIME_ZONE_MODULES,
     }
 )

@@ -15,12 +15,14 @@ import decimal
 import enum
 import ipaddress
 import marshal
+import re
 import uuid
 import zoneinfo
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, cast
 
+from django.apps import apps
 from django.core.exceptions import FieldError
 from django.db import models
 from django.db.models import expressions
@@ -31,7 +33,7 @@ from django.db.models.sql.subqueries import AggregateQuery
 from django.utils import timezone
 from django.utils.functional import cached_property
 
-from live_cache.deterministic import EXPRESSIONS, LOOKUP_MODULES, TIME_ZONE_MODULES
+from live_cache.deterministic import EXPRESSION_NAMES, EXPRESSIONS, LOOKUP_MODULES, RANGE_TYPE, TIME_ZONE_MODULES
 from live_cache.exceptions import UncachableQueryError
 
 __all__ = ["Walk", "walk_expressions", "walk_query"]
@@ -57,6 +59,9 @@ _QUERY_KNOWN: Final = frozenset(
         "inner_query", "empty_result_set_value", "_db",
     }
 )  # fmt: skip
+
+# A column of a table, quoted as any of our databases quotes it: prefetches of many-to-many relations select such texts.
+_QUOTED_COLUMN: Final = re.compile(r'"[^"\\%;]+"\."[^"\\%;]+"|`[^`\\%;]+`\.`[^`\\%;]+`')
 
 _PRIMITIVES: Final = frozenset({type(None), bool, int, float, str, bytes})
 
@@ -118,6 +123,9 @@ class Walk:
         parts: list[Token] = [type(query).__name__, _label(query.model) if query.model else None, query.default_cols]
         if is_nested:
             parts.append((query.low_mark, query.high_mark))
+        if query.extra:
+            columns = tuple((name, sql) for name, (sql, _) in query.extra.items())
+            parts.append(("extra", columns, self.token(query.extra_select_mask)))
         # Joins that nothing refers to are not in the SQL.
         parts.append(tuple(alias for alias, count in query.alias_refcount.items() if count))
         for name, item in names.items():
@@ -129,7 +137,7 @@ class Walk:
                 continue
             parts.append((name, self.token(item)))
         if query.default_ordering and not query.order_by and query.model is not None:
-            parts.append(("Meta.ordering", self.ordering(query.model._meta.ordering)))
+            parts.append(("Meta.ordering", self.ordering(query.model._meta.ordering or ())))
         elif query.order_by:
             self.ordering(query.order_by)
         return tuple(parts)
@@ -168,6 +176,8 @@ class Walk:
                 parts.append((name, self.value(item)))
             elif name == "tzinfo":
                 parts.append((name, _zone(item)))
+            elif name in _SQL_TEXT_OPTIONS and item != getattr(kind, name, None):
+                raise UncachableQueryError(f"{kind.__qualname__} is given SQL text of its own ({name}).")
             else:
                 parts.append((name, self.token(item)))
         if overridden := _SQL_TEXT_OPTIONS.intersection(getattr(expression, "extra", ())):
@@ -198,10 +208,14 @@ def refuse_query(query: Any) -> None:
         raise UncachableQueryError(f"Queries of the class {type(query).__qualname__} are not known.")
     if query.select_for_update:
         raise UncachableQueryError("select_for_update() locks rows, which only the database can do.")
-    if query.extra or query.extra_tables or query.extra_order_by:
+    if query.extra_tables or query.extra_order_by or (query.extra and not _are_columns(query.extra)):
         raise UncachableQueryError("extra() holds SQL text whose tables are not known.")
     if query.explain_info:
         raise UncachableQueryError("explain() asks for a query plan, not for rows.")
+
+
+def _are_columns(extra: Mapping[str, Any]) -> bool:
+    return all(not parameters and _QUOTED_COLUMN.fullmatch(sql) for sql, parameters in extra.values())
 
 
 def walk_query(query: Query, *, extra: Iterable[Token] = ()) -> Walk:
@@ -264,6 +278,8 @@ def _field(walk: Walk, field: Any) -> Token:
 
 def _join(walk: Walk, join: Any) -> Token:
     relation = join.filtered_relation
+    # A foreign object may add a condition of its own, which may depend on anything.
+    restriction = join.join_field.get_extra_restriction(join.table_alias, join.parent_alias)
     return (
         join.table_name,
         join.parent_alias,
@@ -272,6 +288,7 @@ def _join(walk: Walk, join: Any) -> Token:
         walk.token(join.join_field),
         join.nullable,
         None if relation is None else walk.expression(relation),
+        None if restriction is None else walk.token(restriction),
     )
 
 
@@ -286,7 +303,7 @@ def _model(walk: Walk, model: Any) -> Token:
 
 
 def _handler_for(kind: type) -> Handler:
-    if kind in EXPRESSIONS:
+    if kind in EXPRESSIONS or _class_name(kind) in EXPRESSION_NAMES:
         return Walk.expression
     if issubclass(kind, models.Field | models.ForeignObjectRel):
         return _field
@@ -326,7 +343,11 @@ def _class_name(kind: type) -> str:
 
 
 def _label(model: type[models.Model]) -> str:
-    return model._meta.label
+    opts = model._meta
+    if apps.all_models[opts.app_label].get(str(opts.model_name)) is not model:
+        # Such as the models of a migration: same label, other columns.
+        raise UncachableQueryError(f"{opts.label} is another model than the one that is installed under this name.")
+    return opts.label
 
 
 def _field_definition(field: Any) -> Token:
@@ -364,11 +385,18 @@ def _typed(value: Any) -> Token:
         return (name, str(value))
     if kind is memoryview or kind is bytearray:
         return (name, bytes(value))
+    if name == RANGE_TYPE:
+        ends = (None, None) if value.isempty else (_bound(value.lower), _bound(value.upper))
+        return (name, value.isempty, *ends, value.bounds if not value.isempty else None)
     if isinstance(value, str):  # SafeString and other text that the database takes as text
         return (name, str.__str__(value))
     if isinstance(value, int):
         return (name, int(value))
     raise UncachableQueryError(f"A parameter of the type {name} is not known.")
+
+
+def _bound(value: Any) -> Token:
+    return value if type(value) in _PRIMITIVES else _typed(value)
 
 
 _ADDRESSES: Final = frozenset(

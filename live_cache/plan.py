@@ -23,6 +23,7 @@ from live_cache.conf import settings
 from live_cache.exceptions import InvalidKeyError, UncachableQueryError
 from live_cache.fingerprint import Walk, walk_expressions, walk_query
 from live_cache.ledger.base import TABLE_SLOT, Dependency, slot_of
+from live_cache.loop import leave_loop
 from live_cache.names import clock_of, database_name, is_private_database, key_dependency
 from live_cache.stores.base import validate_key
 from live_cache.tables import models_of_tables
@@ -99,7 +100,7 @@ def make_plan(
     if is_private_database(connection):
         raise UncachableQueryError("An in-memory SQLite database is visible to its own connection only.")
     walk = walk_query(query, extra=(_PLAN_VERSION, django.VERSION[:2], connection.vendor, result_kind))
-    layout = _layout_of(walk, connection, lambda: _learn(query, connection))
+    layout = _layout_of(query, walk, connection, lambda: _learn(query, connection))
     database = database_name(connection)
     tenant = settings.tenant
     digest = _digest(
@@ -111,7 +112,7 @@ def make_plan(
     )
     if aggregates is not None and run is not None:
         walk = walk_expressions(walk.structure, aggregates)
-        layout = _layout_of(walk, connection, lambda: _learn_by_interception(connection, run))
+        layout = _layout_of(query, walk, connection, lambda: _learn_by_interception(connection, run))
         page_suffix += "_" + _digest(walk.structure_bytes(), walk.parameter_bytes(), layout.schema_digest)
     model = query.model
     assert model is not None
@@ -155,15 +156,17 @@ def check_caller_key(cache_key: str) -> str:
 
 # -- layouts ----------------------------------------------------------------------------------------------------------
 
-_layouts: OrderedDict[tuple[str, bytes], Layout] = OrderedDict()
+_layouts: OrderedDict[tuple[str, object, bytes], Layout] = OrderedDict()
 _layouts_lock = Lock()
 
 
-def _layout_of(walk: Walk, connection: BaseDatabaseWrapper, learn: Callable[[], Layout]) -> Layout:
-    key = (connection.alias, walk.structure_bytes())
+def _layout_of(query: Query, walk: Walk, connection: BaseDatabaseWrapper, learn: Callable[[], Layout]) -> Layout:
+    # The model itself, not its label: a model may be replaced by another of the same label.
+    key = (connection.alias, query.model, walk.structure_bytes())
     layout = _layouts.get(key)
     if layout is not None:
         return layout
+    leave_loop()  # compiling may ask the database for its version
     layout = learn()
     with _layouts_lock:
         _layouts[key] = layout
@@ -173,13 +176,29 @@ def _layout_of(walk: Walk, connection: BaseDatabaseWrapper, learn: Callable[[], 
 
 
 def _learn(query: Query, connection: BaseDatabaseWrapper) -> Layout:
-    compiler = query.clone().get_compiler(connection=connection)
+    compiler = _copy(query).get_compiler(connection=connection)
     try:
         sql, _parameters = compiler.as_sql()
     except EmptyResultSet:
         raise UncachableQueryError("No row can match, so Django answers without the database.") from None
+    except Exception as error:  # Django tells it to whoever evaluates this; count() may do without what is wrong here
+        raise UncachableQueryError(f"The query does not compile: {error!r}") from error
     tables, schema_digest = _prove(sql, connection, query.model)
     return Layout(tables, schema_digest, compiler.select, compiler.klass_info, compiler.annotation_col_map)
+
+
+def _copy(query: Query) -> Any:
+    """Return a copy of *query* to compile: clone() shares a dict to which the ORDER BY of a union adds columns."""
+    copy: Any = query.clone()  # `selected` and `combined_queries` are not in django-stubs
+    _own_selected(copy)
+    return copy
+
+
+def _own_selected(query: Any) -> None:
+    if query.selected is not None:
+        query.selected = dict(query.selected)
+    for each in query.combined_queries:
+        _own_selected(each)
 
 
 def _learn_by_interception(connection: BaseDatabaseWrapper, run: Callable[[], object]) -> Layout:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, cast
 from urllib.parse import quote
 
@@ -25,9 +26,12 @@ from live_cache.exceptions import UncachableQueryError
 from live_cache.explanation import Explanation
 from live_cache.instances import KNOWN_ITERABLES, build
 from live_cache.invalidation import invalidate, invalidate_key_of
+from live_cache.loop import leave_loop
 from live_cache.pages import page_bounds, page_suffix
 from live_cache.plan import Plan, check_caller_key, make_plan
+from live_cache.prefetch import prefetch_live
 from live_cache.reader import ReadRecord, Result, Rows
+from live_cache.twins import AsyncTwins
 
 if TYPE_CHECKING:
     from django.db.models.sql.query import Query
@@ -53,12 +57,15 @@ class LiveOptions:
     """Whether to fetch anew whatever is cached."""
 
 
-class LiveQuerySet(QuerySet[M], Generic[M]):
+class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
     """A QuerySet that can be live: cached in pages, never stale, and otherwise exactly a QuerySet."""
 
     if TYPE_CHECKING:
         # Privates of QuerySet that django-stubs do not have; read in Django 5.2.19 and 6.1.3.
         _fields: tuple[str, ...] | None
+        _prefetch_related_lookups: tuple[Any, ...]
+        _db: str | None
+        _result_cache: list[Any] | None
 
         def _chain(self) -> Self: ...
 
@@ -175,8 +182,17 @@ class LiveQuerySet(QuerySet[M], Generic[M]):
 
     def _fetch_all(self) -> None:
         if self._result_cache is None and self._live is not None:
-            self._result_cache = self._read_instances()
+            with self._one_database():
+                self._result_cache = self._read_instances()
         super()._fetch_all()
+
+    def _prefetch_related_objects(self) -> None:
+        if self._live is None:
+            super()._prefetch_related_objects()  # type: ignore[misc]  # private; django-stubs do not have it
+            return
+        options = replace(self._live, page_size=None)
+        prefetch_live(self._result_cache or (), self._prefetch_related_lookups, lambda each: _as_live(each, options))
+        self._prefetch_done = True
 
     def _read_instances(self) -> list[Any]:
         """Return what the queryset yields, through the cache where that is right."""
@@ -201,13 +217,16 @@ class LiveQuerySet(QuerySet[M], Generic[M]):
         """See QuerySet.count(). Cached beside the pages."""
         if self._result_cache is not None or self._live is None:
             return super().count()
-        return cast("int", self._read_scalar("count", super().count, lambda: self.query.get_count(using=self.db)))
+        with self._one_database():
+            return cast("int", self._read_scalar("count", super().count, partial(self.query.get_count, using=self.db)))
 
     def exists(self) -> bool:
         """See QuerySet.exists(). Cached beside the pages."""
         if self._result_cache is not None or self._live is None:
             return super().exists()
-        return cast("bool", self._read_scalar("exists", super().exists, lambda: self.query.has_results(using=self.db)))
+        with self._one_database():
+            run = partial(self.query.has_results, using=self.db)
+            return cast("bool", self._read_scalar("exists", super().exists, run))
 
     def _read_scalar(self, name: str, uncached: Callable[[], object], run: Callable[[], object]) -> object:
         start, stop = self.query.low_mark, self.query.high_mark
@@ -223,7 +242,10 @@ class LiveQuerySet(QuerySet[M], Generic[M]):
         """See QuerySet.aggregate(). Cached under the expressions."""
         if self._live is None:
             return super().aggregate(*args, **kwargs)
-        uncached = super().aggregate
+        with self._one_database():
+            return self._read_aggregate(super().aggregate, *args, **kwargs)
+
+    def _read_aggregate(self, uncached: Callable[..., dict[str, Any]], *args: Any, **kwargs: Any) -> dict[str, Any]:
         try:
             expressions = {expression.default_alias: expression for expression in args} | kwargs
         except (AttributeError, TypeError):  # Django explains what is wrong with an expression
@@ -287,6 +309,18 @@ class LiveQuerySet(QuerySet[M], Generic[M]):
 
     # -- plumbing -----------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _one_database(self) -> Iterator[None]:
+        """Ask the routers once for a whole evaluation: they may answer otherwise each time, as for replicas."""
+        if self._db is not None or not router.routers:
+            yield
+            return
+        self._db = self.db
+        try:
+            yield
+        finally:
+            self._db = None
+
     def _plain(self) -> Self:
         """Return a clone that is not live."""
         clone = self._chain()
@@ -341,6 +375,7 @@ class LiveQuerySet(QuerySet[M], Generic[M]):
             self._refuse_if_off()
             return make()
         except UncachableQueryError as error:
+            leave_loop()
             assembly.metrics.count("bypasses.query")
             raise _Bypass(assembly, str(error)) from None
 
@@ -421,6 +456,19 @@ def live(
     return LiveQuerySet.live(
         source, cache_key, timeout=timeout, using_cache=using_cache, mode=mode, page_size=page_size
     )
+
+
+def _as_live(queryset: QuerySet[Any], options: LiveOptions) -> QuerySet[Any]:
+    """Return *queryset* live with these options, unless it is live with its own."""
+    if isinstance(queryset, LiveQuerySet):
+        if queryset._live is not None:
+            return queryset
+        clone = queryset._chain()
+    else:
+        clone = queryset._chain()  # type: ignore[attr-defined]  # private; a clone whose class may be changed
+        clone.__class__ = _live_class(type(queryset))
+    clone._live = options
+    return cast("QuerySet[Any]", clone)
 
 
 def _live_class(base: type[QuerySet[Any]]) -> type[LiveQuerySet[Any]]:

@@ -21,9 +21,10 @@ from django.db import Error
 from live_cache.exceptions import FrameError, LedgerUnavailableError, StoreError, UncachableValueError
 from live_cache.ledger import fences
 from live_cache.ledger.base import Reading, is_fresh, take_stamps
+from live_cache.loop import is_on_loop, leave_loop
 from live_cache.rows import Entry, EntryHeader, decode_entry, encode_entry
 from live_cache.stores.base import MISS
-from live_cache.writes.transactions import ConnectionState, state_of
+from live_cache.writes.transactions import ConnectionState, is_any_in_transaction, state_of
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -113,6 +114,8 @@ def read(
         is_refresh: Fetch anew, whatever the tiers hold, and store.
     """
     started = time.perf_counter()
+    if is_on_loop():
+        return _read_memory(assembly, plan, connection, started, is_refresh=is_refresh)
     state = state_of(connection)
     reason = reason_to_bypass(connection, state, plan.tables)
     if reason:
@@ -145,6 +148,30 @@ def read(
     return _recorded(rows, started, plan, reason=reason_after or miss, fetched_at_ns=fetched_at_ns)
 
 
+def _read_memory(
+    assembly: Assembly, plan: Plan, connection: BaseDatabaseWrapper, started: float, *, is_refresh: bool
+) -> Result:
+    """
+    Return a hit of the memory tier, or leave the loop.
+
+    The connection is the loop's own, which nobody uses. What the caller may have written in a transaction is known to a
+    connection of a thread, and which one is the caller's cannot be known.
+    """
+    found = None
+    if not is_refresh and not is_any_in_transaction(connection.alias):
+        try:
+            found = _Search(assembly, plan).find(tier_limit=1)
+        except LedgerUnavailableError:
+            leave_loop()
+    if found is None:
+        leave_loop()
+    assert found is not None
+    rows, header, tier = found
+    for name in ("lookups", "hits", f"hits.{tier}"):
+        assembly.metrics.count(name)
+    return _recorded(rows, started, plan, tier=tier, fetched_at_ns=header.fetched_at_ns)
+
+
 def fetch_plainly(
     assembly: Assembly | None,
     fetch: Callable[[], Rows],
@@ -154,6 +181,7 @@ def fetch_plainly(
     started: float | None = None,
 ) -> Result:
     """Return what the database says and store nothing, for *reason*."""
+    leave_loop()
     started = time.perf_counter() if started is None else started
     rows = fetch()
     if assembly is not None:
@@ -235,11 +263,11 @@ class _Search:
         self.readings: list[Reading] | None = None
         self.miss = "cold"
 
-    def find(self) -> tuple[Rows, EntryHeader, str] | None:
+    def find(self, *, tier_limit: int | None = None) -> tuple[Rows, EntryHeader, str] | None:
         """Return rows, header and tier of the nearest fresh entry, promoted to the tiers before it."""
         store = self.assembly.store
         farthest = len(store.stores) - 1
-        for index, tier in enumerate(store.stores):
+        for index, tier in enumerate(store.stores[:tier_limit]):
             data: bytes | Any
             if index == farthest and self.readings is None:
                 # Entry and clocks in one round trip, where both live on one server.

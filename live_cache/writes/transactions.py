@@ -10,6 +10,7 @@ connection object: ``_commit``, ``_rollback`` and ``_set_autocommit`` of BaseDat
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from live_cache.ledger.base import Ledger
     from live_cache.writes.sqlite_cursor import TrackedCursor
 
-__all__ = ["ConnectionState", "state_of"]
+__all__ = ["ConnectionState", "is_any_in_transaction", "state_of"]
 
 logger = logging.getLogger("live_cache.writes")
 
@@ -41,6 +42,10 @@ T = TypeVar("T")
 Changes = dict[str, set[int]]
 
 _STATE = "_live_cache_state"
+
+# Replaced as a whole under the lock, so that readers need none.
+_states: tuple[weakref.ref[ConnectionState], ...] = ()
+_states_lock = threading.Lock()
 
 
 def state_of(connection: BaseDatabaseWrapper) -> ConnectionState:
@@ -50,7 +55,31 @@ def state_of(connection: BaseDatabaseWrapper) -> ConnectionState:
         state = ConnectionState(connection)
         connection.__dict__[_STATE] = state
         state.attach()
+        _remember(state)
     return cast("ConnectionState", state)
+
+
+def is_any_in_transaction(alias: str) -> bool:
+    """
+    Return whether a connection of any thread to the database *alias* is in a transaction or has a changed search path.
+
+    For readers that cannot know which connection is their caller's. What unrelated threads do meanwhile may or may not
+    be seen.
+    """
+    for reference in _states:
+        state = reference()
+        connection = None if state is None else state._connection()
+        if state is None or connection is None or connection.alias != alias:
+            continue
+        if connection.in_atomic_block or state.is_in_transaction or state.has_writes or state.is_search_path_changed:
+            return True
+    return False
+
+
+def _remember(state: ConnectionState) -> None:
+    global _states
+    with _states_lock:
+        _states = (*[reference for reference in _states if reference() is not None], weakref.ref(state))
 
 
 class ConnectionState:
