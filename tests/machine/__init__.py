@@ -1,0 +1,1 @@
+"""The parts of the state machine of tests/test_state_machine.py."""

@@ -1,0 +1,259 @@
+"""The state machine: two connections, random querysets, writes, transactions and faults; every read is compared."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+from django.db import Error, connections
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from live_cache import invalidate, recording
+from live_cache.assembly import close_all, get_assembly
+from tests.machine.actors import Actor
+from tests.machine.faults import FickleLedger, Holds, corrupt_entries, restart_process, swap_entries
+from tests.machine.queries import Spec, read, resolve, specs
+from tests.machine.writes import COMMON_WRITES, RAW_WRITES, WRITES, empty, seed
+from tests.testapp.models import Author, Book
+
+__all__ = ["make_machine"]
+
+_MAX_WATCHED = 3
+
+actors = st.integers(0, 1)
+numbers = st.integers(0, 3)
+writes = st.tuples(st.one_of(st.sampled_from(COMMON_WRITES), st.sampled_from(sorted(WRITES))), numbers, numbers)
+
+
+def make_machine(alias: str, holds: Holds, *, is_shared: bool = False) -> type[LiveReads]:
+    """Return the machine for one database. *is_shared*: the ledger outlives the process."""
+    return type("LiveReads", (LiveReads,), {"alias": alias, "holds": holds, "is_shared": is_shared})
+
+
+class LiveReads(RuleBasedStateMachine):
+    """After every step, on both connections, each watched live read equals the plain one, and so does the next."""
+
+    alias: str
+    holds: Holds
+    is_shared: bool
+    counts: Counter[str] = Counter()
+    """How many reads were hits or misses, over all examples: a machine that never hits proves nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watched: list[Spec] = []
+        self.fickle = FickleLedger()
+        self.found: list[str] = []
+        self.holds.clear()
+        if self.is_shared:
+            get_assembly().store.clear()
+        else:
+            close_all()
+        self.actors = [Actor(self.alias), Actor(self.alias)]
+        self.actors[0].call(empty, self.alias)
+        self.actors[0].call(seed, self.alias)
+        if self.is_shared:
+            self._wait_for_holds()
+
+    def _wait_for_holds(self) -> None:
+        """Wait until no clock is held, so that the example can hit: MariaDB lists its transactions with a delay."""
+        from live_cache import live
+
+        end = time.monotonic() + 3
+        while time.monotonic() < end and any(clock.intent_count for clock in get_assembly().ledger.clocks()):
+            time.sleep(0.11)
+            for model in (Book, Author):
+                self.actors[0].call(lambda model=model: live(model._base_manager.using(self.alias)).fresh().count())
+            break
+
+    def teardown(self) -> None:
+        self.fickle.restore()
+        self.holds.clear()
+        for actor in self.actors:
+            actor.close()
+
+    # -- reads --------------------------------------------------------------------------------------------------------
+
+    @initialize(drawn=st.lists(specs(), min_size=3, max_size=3))
+    def watch_first(self, drawn: list[Spec]) -> None:
+        for spec in drawn:
+            self._watch(spec)
+
+    @rule(spec=specs())
+    def watch(self, spec: Spec) -> None:
+        self._watch(spec)
+
+    def _watch(self, spec: Spec) -> None:
+        free = [actor for actor in self.actors if actor.mode == "auto" and not actor.reads_a_snapshot]
+        if not free:
+            return
+        resolved = free[0].call(resolve, spec, self.alias)
+        # What this database cannot do at all would break every transaction that it is tried in.
+        if free[0].attempt(lambda: read(resolved, self.alias, is_live=False)):
+            self.watched = [*self.watched[-(_MAX_WATCHED - 1) :], resolved]
+
+    @invariant()
+    def every_live_read_equals_the_plain_one(self) -> None:
+        assert not self.found, self.found[0]
+        for actor in self.actors:
+            actor.call(self._compare, actor, self.watched)
+        assert not self.found, self.found[0]
+
+    def _compare(self, actor: Actor, watched: list[Spec]) -> None:
+        """Compare each of *watched*, in the thread of *actor*: the plain read, a live one, and the next live one."""
+        for spec in watched:
+            try:
+                plain = read(spec, self.alias, is_live=False)
+            except Error as error:  # the transaction is broken, or the other actor has locked a table
+                actor.do_unwind(error)
+                return
+            for turn in ("first", "second"):
+                with recording() as reads:
+                    found = read(spec, self.alias, is_live=True)
+                for record in reads:
+                    self.counts["hit" if record.is_hit else "miss"] += 1
+                if found != plain and not actor.reads_a_snapshot:
+                    how = [f"{record.tier or 'database'} {record.reason}" for record in reads]
+                    self.found.append(f"{turn} live read of {spec}, by {how}:\n{found}\nwhere the database says\n{plain}")
+
+    # -- writes -------------------------------------------------------------------------------------------------------
+
+    @rule(who=actors, write=writes)
+    def write(self, who: int, write: tuple[str, int, int]) -> None:
+        self._write(self.actors[who], write)
+
+    @rule(who=actors, write=writes)
+    def write_again(self, who: int, write: tuple[str, int, int]) -> None:
+        self._write(self.actors[who], write)
+
+    def _write(self, actor: Actor, write: tuple[str, int, int]) -> bool:
+        name, n, v = write
+        if actor.mode == "raw" and name not in RAW_WRITES:
+            return False
+        return actor.attempt(WRITES[name], self.alias, n, v)
+
+    @rule(who=actors, what=st.sampled_from(["model", "key", "prefix"]))
+    def invalidate(self, who: int, what: str) -> None:
+        targets: dict[str, Any] = {"model": Book, "key": "shop/x", "prefix": "shop"}
+        if not self.fickle.is_broken:
+            self.actors[who].attempt(lambda: invalidate(targets[what], using=self.alias))
+
+    # -- interleavings ------------------------------------------------------------------------------------------------
+
+    @rule(who=actors, spec=specs(), point=st.sampled_from(Holds.READER), write=writes)
+    def hold_a_reader(self, who: int, spec: Spec, point: str, write: tuple[str, int, int]) -> None:
+        """While one actor stands around its SELECT, the other writes, and reads the same."""
+        actor, other = self.actors[who], self.actors[1 - who]
+        self._watch(spec)
+        if not self.watched:
+            return
+        held = self.watched[-1]
+
+        def meanwhile() -> None:
+            self._write(other, write)
+            other.call(self._compare, other, [held])
+
+        get_assembly().store.clear()
+        self.holds.at(actor.thread_id, point, meanwhile)
+        actor.attempt(lambda: read(held, self.alias, is_live=True))
+        self.holds.clear()
+
+    @rule(who=actors, write=writes, point=st.sampled_from(Holds.WRITER), other_write=writes)
+    def hold_a_writer(self, who: int, write: tuple[str, int, int], point: str, other_write: tuple[str, int, int]) -> None:
+        """While one actor stands around its COMMIT, the other reads, writes, and reads."""
+        actor, other = self.actors[who], self.actors[1 - who]
+
+        def meanwhile() -> None:
+            other.call(self._compare, other, self.watched)
+            self._write(other, other_write)
+            other.call(self._compare, other, self.watched)
+
+        self.holds.at(actor.thread_id, point, meanwhile)
+        self._write(actor, write)
+        self.holds.clear()
+
+    # -- transactions -------------------------------------------------------------------------------------------------
+
+    @rule(who=actors, kind=st.sampled_from(["atomic", "atomic", "atomic", "savepoint", "snapshot", "raw", "manual"]))
+    def begin(self, who: int, kind: str) -> None:
+        actor = self.actors[who]
+        is_open = actor.mode in ("atomic", "manual")
+        if actor.mode == "raw" or actor.depth > 3 or actor.reads_a_snapshot:
+            return
+        if is_open and kind in ("raw", "manual", "snapshot"):
+            kind = "atomic"
+        if not is_open and kind == "savepoint":
+            kind = "atomic"
+        actor.attempt(actor.do_begin, kind)
+
+    @precondition(lambda self: any(actor.mode != "auto" for actor in self.actors))
+    @rule(who=actors, how=st.sampled_from(["commit", "commit", "rollback", "mark"]))
+    def end(self, who: int, how: str) -> None:
+        actor = self.actors[who]
+        if actor.mode == "auto":
+            actor = self.actors[1 - who]
+        actor.attempt(actor.do_end, how)
+
+    @precondition(lambda self: any(actor.mode != "auto" for actor in self.actors))
+    @rule(point=st.sampled_from(Holds.WRITER), write=writes)
+    def hold_a_commit(self, point: str, write: tuple[str, int, int]) -> None:
+        """End a transaction, and let the other actor read and write around its COMMIT."""
+        actor = next(actor for actor in self.actors if actor.mode != "auto")
+        other = self.actors[1 - self.actors.index(actor)]
+
+        def meanwhile() -> None:
+            other.call(self._compare, other, self.watched)
+            self._write(other, write)
+            other.call(self._compare, other, self.watched)
+
+        self.holds.at(actor.thread_id, point, meanwhile)
+        actor.attempt(actor.do_end, "commit")
+        self.holds.clear()
+
+    # -- faults -------------------------------------------------------------------------------------------------------
+
+    @rule(
+        what=st.sampled_from(
+            ["clear the store", "corrupt", "swap", "reset the ledger", "new process", "lose a connection"]
+            + ["ledger: down", "ledger: answers", "ledger: ticks", "ledger: declares"]
+        ),
+        number=st.integers(0, 50),
+    )
+    def fault(self, what: str, number: int) -> None:
+        if what == "lose a connection":
+            actor = self.actors[number % 2]
+            actor.call(actor.do_lose_connection)
+            return
+        if self.fickle.is_broken:
+            self.fickle.restore()
+            return
+        match what:
+            case "clear the store":
+                get_assembly().store.clear()
+            case "corrupt":
+                corrupt_entries(number)
+            case "swap":
+                swap_entries()
+            case "reset the ledger":
+                get_assembly().ledger.reset()
+            case "new process":
+                restart_process()
+            case _:
+                self.fickle.breaks(what.partition(": ")[2])
+
+    @precondition(lambda self: self.fickle.is_broken)
+    @rule()
+    def ledger_answers_again(self) -> None:
+        self.fickle.restore()
+
+    @precondition(lambda self: connections[self.alias].vendor == "sqlite")
+    @rule(who=actors)
+    def unfinished_cursor(self, who: int) -> None:
+        """Pin a SQLite connection to its snapshot, or let it go."""
+        actor = self.actors[who]
+        if actor.reads_a_snapshot:
+            actor.call(actor.do_close_cursor)
+        elif actor.mode == "auto":
+            actor.attempt(actor.do_open_cursor, Author)
