@@ -6,6 +6,7 @@ Arguments: the mode (plain, live, uncounted), the folder of Django's tests, the 
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -110,13 +111,10 @@ def main() -> None:
     runtests.get_runner = lambda settings: Runner
     if MODE != "plain":
         runtests.ALWAYS_INSTALLED_APPS.append("live_cache")
-    options = dict.fromkeys(
-        ("tags", "exclude_tags", "test_name_patterns", "start_at", "start_after", "durations", "reverse", "shuffle")
-        + ("keepdb", "debug_sql", "pdb", "buffer", "timing", "failfast", "interactive")
-    )
-    options["shuffle"] = False
+    options = dict.fromkeys(inspect.signature(runtests.django_tests).parameters)
+    options |= {"verbosity": 0, "parallel": 1, "test_labels": LABELS, "shuffle": False}
     try:
-        runtests.django_tests(verbosity=0, parallel=1, test_labels=LABELS, **options)
+        runtests.django_tests(**options)
     finally:
         extra: dict[str, Any] = {}
         if MODE != "plain":

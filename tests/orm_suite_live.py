@@ -2,11 +2,10 @@
 Makes every plain queryset read of one process live, and judges each of them. For tests/orm_suite.py only.
 
 Each read goes the way of a LiveQuerySet, and its rows are handed out from the cache: a miss is stored and read again.
-Each read also sends exactly one SELECT, as it would without a cache. After a hit that SELECT is the judge: its rows must
-be those that the cache gave, in value and type. So tests that count queries still count what they expect.
+Each read also sends exactly one SELECT, as it would without a cache. After a hit that SELECT is the judge: its rows
+must be those that the cache gave, in value and type. So tests that count queries still count what they expect.
 
-What TestCase wraps around a test is no transaction here: a write in it ticks when its statement is over, as it does in
-autocommit, and reads use the cache. A transaction of the test itself is one.
+Inside a TestCase the cache works as in autocommit (live_cache/testcases.py), so it is at work in nearly every test.
 """
 
 from __future__ import annotations
@@ -15,15 +14,10 @@ from collections.abc import Callable, Sequence
 from functools import update_wrapper
 from typing import Any
 
-from django.core.cache import caches
-from django.db import transaction
 from django.db.models.query import QuerySet
-from django.test import TestCase
 
 from live_cache import reader
 from live_cache.queryset import LiveOptions, LiveQuerySet, _live_class
-from live_cache.writes import guard
-from live_cache.writes.transactions import ConnectionState, state_of
 
 __all__ = ["ALIAS", "WrongReadError", "install", "wrong_reads"]
 
@@ -40,9 +34,8 @@ class WrongReadError(AssertionError):
 
 
 def install() -> None:
-    """Patch QuerySet, the reader and the guard of this process. Call it once, after django.setup()."""
+    """Patch QuerySet and the reader of this process. Call it once, after django.setup()."""
     _patch_querysets()
-    _patch_transactions()
     plain_read = reader.read
     plain_fetch = reader.fetch_plainly
 
@@ -66,9 +59,15 @@ def _patch_querysets() -> None:
     aggregate, get = QuerySet.aggregate, QuerySet.get
 
     def live_fetch_all(self: Any) -> None:
-        if self._result_cache is None and not isinstance(self, LiveQuerySet):
-            self._result_cache = _twin(self)._read_instances()
-        fetch_all(self)
+        if self._result_cache is not None or isinstance(self, LiveQuerySet):
+            fetch_all(self)
+            return
+        twin = _twin(self)
+        try:
+            twin._fetch_all()
+        finally:  # what was read stays when a prefetch fails, as in Django
+            self._result_cache = twin._result_cache
+            self._prefetch_done = twin._prefetch_done
 
     def live_count(self: Any) -> int:
         if self._result_cache is not None or isinstance(self, LiveQuerySet):
@@ -157,53 +156,3 @@ def _typed(value: Any) -> Any:
     if kind is float and value != value:
         return (kind, "nan")
     return (kind, getattr(value, "tzinfo", None), value)
-
-
-# -- transactions -----------------------------------------------------------------------------------------------------
-
-
-def _is_only_of_testcase(connection: Any) -> bool:
-    blocks = connection.atomic_blocks
-    return connection.in_atomic_block and bool(blocks) and all(block._from_testcase for block in blocks)
-
-
-def _patch_transactions() -> None:
-    is_in_transaction = ConnectionState.is_in_transaction.fget
-    run_write = guard._run_write
-    leave = transaction.Atomic.__exit__
-
-    def is_in_own_transaction(self: ConnectionState) -> bool:
-        if _is_only_of_testcase(self.connection):
-            return self.is_raw_transaction
-        return bool(is_in_transaction(self))
-
-    def run_write_in_testcase(state: ConnectionState, statement: Any, run: Callable[[], Any], context: Any) -> Any:
-        connection = context["connection"]
-        if not _is_only_of_testcase(connection):
-            return run_write(state, statement, run, context)
-        state.record(statement.written, is_everything=statement.kind is guard.StatementKind.UNKNOWN)
-        try:
-            return run()
-        finally:
-            _tick(state)
-
-    def leave_and_tick(self: Any, *exc_info: Any) -> None:
-        try:
-            leave(self, *exc_info)
-        finally:
-            connection = transaction.get_connection(self.using)
-            if _is_only_of_testcase(connection):
-                _tick(state_of(connection))
-            if self._from_testcase:
-                # Its rollback takes back what was ticked as committed.
-                caches[ALIAS].clear()
-
-    def _tick(state: ConnectionState) -> None:
-        if state.has_writes:
-            changes = state._changes()
-            state.clear()
-            state._tick(changes)
-
-    ConnectionState.is_in_transaction = property(is_in_own_transaction)
-    guard._run_write = run_write_in_testcase
-    transaction.Atomic.__exit__ = leave_and_tick
