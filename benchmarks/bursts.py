@@ -20,6 +20,7 @@ import sys
 import time
 from typing import Any, Final
 
+from benchmarks.project.answers import SHELVES
 from benchmarks.project.errors import BenchmarkError
 from benchmarks.project.runs import Bench, add_options, is_child, print_table, run_child, run_systems
 from benchmarks.project.shared import Cells
@@ -145,7 +146,7 @@ def _write(options: dict[str, Any], control: Cells, readers: Cells, workers: Wor
 
     from django.db import transaction
 
-    from benchmarks.project.models import SHELVES, Item
+    from benchmarks.project.models import Item
     from benchmarks.project.systems import current
 
     system, chance = current(), random.Random(options["seed"])

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from benchmarks.project import book as columns
+from benchmarks.project.answers import ITEMS, MAKERS, ROWS, group_of, maker_of
 from benchmarks.project.book import Book
 from benchmarks.project.errors import BenchmarkError
 from benchmarks.project.runs import Bench, add_options, is_child, print_table, run_child, run_systems
@@ -34,10 +35,10 @@ from benchmarks.project.workers import Workers, close_everything
 __all__ = ["main"]
 
 FAULTS: Final = ("none", "slowfill", "crash", "flush", "snapshot", "restart")
-WRITER_PAUSE_S: Final = 0.02
+WRITER_PAUSE_S: Final = 0.2
 END_S: Final = 60.0
 # How long a system is left alone, in seconds, from and to.
-FAULT_PAUSES_S: Final = {"crash": (0.05, 0.3), "flush": (0.02, 0.2), "restart": (0.5, 1.5)}
+FAULT_PAUSES_S: Final = {"crash": (0.1, 0.6), "flush": (0.02, 0.2), "restart": (0.5, 1.5)}
 COLUMNS: Final = {
     "system": "system",
     "reads": "reads",
@@ -97,7 +98,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _run(bench: Bench) -> dict[str, Any]:
-    from benchmarks.project.questions import ROWS, questions
+    from benchmarks.project.questions import questions
 
     options = bench.options
     _fill(options["writers"])
@@ -137,7 +138,6 @@ def _run(bench: Bench) -> dict[str, Any]:
 def _fill(writers: int) -> None:
     """Make the rows, all of version 0."""
     from benchmarks.project.models import Item, Maker, Mark
-    from benchmarks.project.questions import ITEMS, MAKERS, group_of, maker_of
 
     Maker.objects.bulk_create([Maker(pk=number + 1) for number in range(MAKERS)])
     Item.objects.bulk_create(

@@ -1,19 +1,14 @@
 """
 The rows that are read and written: each carries a version that grows by one with each committed write.
 
-``shelf`` is always ``version % SHELVES``, so that a write moves its row from one filtered result to another.
+``shelf`` is always ``version % answers.SHELVES``, so that a write moves its row from one filtered result to another.
 """
 
 from __future__ import annotations
 
-from typing import Final
-
 from django.db import models
 
-__all__ = ["GROUPS", "SHELVES", "Item", "Maker", "Mark"]
-
-SHELVES: Final = 4
-GROUPS: Final = 3
+__all__ = ["Item", "Maker", "Mark"]
 
 
 class Maker(models.Model):

@@ -18,6 +18,8 @@ from benchmarks.project.systems import current
 __all__ = ["Reader"]
 
 _MAX_SAMPLES = 5
+_HOT_READS, _HOT_STRIDE = 0.6, 6
+"""Share of the reads that ask few questions, and every how many-th question is one of those."""
 _SNAPSHOT_SQL = {
     "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ",
     "mysql": "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
@@ -52,8 +54,8 @@ class Reader:
         while self.book.phase == RUN:
             if self.in_snapshots and self.chance.random() < 0.2:
                 self._read_in_snapshot()
-            elif connection.vendor != "sqlite" and self.chance.random() < 0.1:
-                with transaction.atomic():
+            elif not self.in_snapshots and connection.vendor != "sqlite" and self.chance.random() < 0.1:
+                with transaction.atomic():  # READ COMMITTED, so each read shows what is committed before it
                     for _ in range(3):
                         self._read(self.book.floors())
             else:
@@ -72,7 +74,8 @@ class Reader:
                 self._read(floors)
 
     def _read(self, floors: list[int]) -> None:
-        question = self.chance.choice(self.questions)
+        is_hot = self.chance.random() < _HOT_READS
+        question = self.chance.choice(self.questions[::_HOT_STRIDE] if is_hot else self.questions)
         before = self.statements.count
         try:
             answer = question.ask(self.system.cached)

@@ -22,7 +22,18 @@ INSTALLED_APPS = ["benchmarks.project"]
 MIGRATION_MODULES: dict[str, None] = {"project": None}
 if DATABASES["default"]["ENGINE"].endswith("mysql") and importlib.util.find_spec("MySQLdb") is None:
     servers.install_pymysql()
-# Dead servers and killed writers are part of the program: what they make the libraries say is no news.
-LOGGING_CONFIG = None
+# Where the Redis is killed on purpose, what the package says about it is no news.
+LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"stderr": {"class": "logging.StreamHandler"}},
+    "loggers": {
+        "live_cache": {
+            "handlers": ["stderr"],
+            "level": "CRITICAL" if BENCH.get("fault") == "restart" else "WARNING",
+            "propagate": False,
+        },
+    },
+}
 
 globals().update(SYSTEMS[BENCH["system"]].settings(BENCH))

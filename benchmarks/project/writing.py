@@ -15,9 +15,9 @@ from typing import Any
 from django.db import DatabaseError, connection, transaction
 from django.db.models import F
 
+from benchmarks.project.answers import ITEMS, ROWS, SHELVES, group_of
 from benchmarks.project.book import COMMITS, FAILURES, OPERATION, ROLLBACKS, RUN, Book
-from benchmarks.project.models import SHELVES, Item, Maker, Mark
-from benchmarks.project.questions import ITEMS, ROWS, group_of
+from benchmarks.project.models import Item, Maker, Mark
 from benchmarks.project.systems import current
 
 __all__ = ["Writer"]
@@ -61,9 +61,11 @@ class Writer:
             self.writes += [self.update, self.raw]
 
     def run(self, *, pause_s: float) -> None:
-        """Write until the book says stop, with pauses of up to *pause_s* in between."""
+        """Write until the book says stop: a few times without a pause, then one of up to *pause_s*, and again."""
         self.find_outcome()
         while self.book.phase == RUN:
+            if self.chance.random() < 0.3:
+                time.sleep(pause_s * self.chance.random())
             try:
                 self.chance.choice(self.writes)()
             except DatabaseError:  # a deadlock, a lock that took too long, a refused commit
@@ -74,7 +76,6 @@ class Writer:
                     raise
                 self.book.writers.add(self.slot, FAILURES, 1)
                 self.find_outcome()
-            time.sleep(pause_s * self.chance.random())
 
     def find_outcome(self) -> None:
         """Ask the database what became of the last write, of this process or of the killed one before it."""

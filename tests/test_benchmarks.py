@@ -1,0 +1,148 @@
+"""The programs that count stale reads: they run, count exactly, and tell a cache that is stale from one that is not."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.project.answers import (
+    ITEMS,
+    ROWS,
+    fault_in_count,
+    fault_in_makers,
+    fault_in_one,
+    fault_in_rows,
+    fault_in_shelf,
+    fault_in_total,
+)
+from benchmarks.project.book import Book
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _run(program: str, *arguments: str, status: int = 0, **environment: str) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", f"benchmarks.{program}", "--json", "--no-peers", *arguments]
+    ended = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert ended.returncode == status, ended.stderr
+    results: list[dict[str, Any]] = json.loads(ended.stdout)
+    return results
+
+
+@pytest.mark.parametrize("mode", [[], ["--atomic"]], ids=["autocommit", "atomic"])
+def test_bursts(mode: list[str]) -> None:
+    """A few bursts on SQLite: every one is counted, readers have hits, and nothing is stale."""
+    (ours,) = _run("bursts", "--bursts", "5", "--location", "memory+disk", *mode)
+    assert ours["bursts"] == 5
+    assert ours["hits"] > 0
+    assert ours["stale_bursts"] == ours["stale_reads"] == 0
+
+
+@pytest.mark.parametrize("fault", ["slowfill", "crash", "flush", "snapshot"])
+def test_history(fault: str) -> None:
+    """Two seconds on SQLite: reads, hits and commits are counted, and nothing is stale."""
+    (ours,) = _run("history", "--seconds", "2", "--fault", fault, "--location", "memory+disk")
+    assert ours["reads"] > ours["hits"] > 0
+    assert ours["commits"] > 0
+    assert ours["stale_reads"] == ours["wrong_keys"] == ours["errors"] == 0
+    assert (ours["faults"] > 0) == (fault in {"crash", "flush"})
+
+
+@pytest.mark.parametrize(("program", "arguments"), [("bursts", ["--bursts", "3"]), ("history", ["--seconds", "1"])])
+def test_a_cache_that_takes_every_entry_for_fresh_is_found_out(
+    program: str, arguments: list[str], tmp_path: Path
+) -> None:
+    """With a broken rule of freshness both programs count stale reads and end with status 1: they can fail."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import live_cache.ledger.base as base\nbase.is_fresh = lambda *arguments: True\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    (ours,) = _run(program, *arguments, "--location", "memory+disk", status=1, PYTHONPATH=path)
+    assert ours["stale_reads"] > 0
+    assert (ours["stale_bursts"] if program == "bursts" else ours["wrong_keys"]) > 0
+
+
+def test_missing_peer_is_named_and_does_not_matter() -> None:
+    """Without the packages to compare with, the program says how to get them and goes on; the status is ours."""
+    command = [sys.executable, "-m", "benchmarks.bursts", "--bursts", "1", "--location", "memory+disk", "--json"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    systems = [result["system"] for result in json.loads(ended.stdout)]
+    for name in ("cacheops", "cachalot"):
+        is_installed = importlib.util.find_spec(name) is not None
+        assert (name in systems) == is_installed
+        assert (f"Without {name}" in ended.stderr) == (not is_installed)
+    assert "requirements/peers.txt" in ended.stderr or len(systems) == 3
+
+
+# -- what is wrong with an answer -------------------------------------------------------------------------------------
+
+
+def _versions(**others: int) -> list[int]:
+    """Return version 8 for every row but those named ``row_<number>``; 8 is on shelf 0."""
+    return [others.get(f"row_{row}", 8) for row in range(ROWS)]
+
+
+def test_answers_are_right_between_floor_and_ceiling() -> None:
+    """A version below what was committed before the read is a fault, and so is one that nobody has begun to write."""
+    find_fault = partial(fault_in_one, 1)
+    assert not find_fault(8, _versions(), _versions())
+    assert not find_fault(9, _versions(), _versions(row_1=9))
+    assert find_fault(7, _versions(), _versions())
+    assert find_fault(9, _versions(), _versions())
+
+
+def test_a_row_must_be_where_its_version_puts_it() -> None:
+    """A row that nobody is writing must be in the answers of its shelf, and in no other; one in flight may be."""
+    everything = [(row, 8) for row in range(ITEMS)]
+    shelf, count, makers = (partial(find, 0) for find in (fault_in_shelf, fault_in_count, fault_in_makers))
+    assert not shelf(everything, _versions(), _versions())
+    assert shelf(everything[1:], _versions(), _versions())
+    assert not shelf(everything[1:], _versions(), _versions(row_0=9))
+    assert shelf([(0, 9), *everything[1:]], _versions(), _versions(row_0=9))
+    assert not count(ITEMS, _versions(), _versions())
+    assert count(ITEMS - 1, _versions(), _versions())
+    assert not count(ITEMS - 1, _versions(), _versions(row_0=9))
+    all_makers = [(row, 8) for row in range(ITEMS, ROWS)]
+    assert not makers(all_makers, _versions(), _versions())
+    assert makers(all_makers[1:], _versions(), _versions())
+
+
+def test_pages_totals_and_joins_are_checked_row_by_row() -> None:
+    """A missing row, an old version of a joined row, and a sum or a maximum outside the bounds are faults."""
+    numbers = (0, 3, 6, 9)
+    page, joined, total = (
+        partial(fault_in_rows, numbers),
+        partial(fault_in_rows, (*numbers, 12, 13, 14)),
+        partial(fault_in_total, numbers),
+    )
+    rows = [(row, 8) for row in numbers]
+    assert not page(rows, _versions(), _versions())
+    assert page(rows[1:], _versions(), _versions())
+    assert not joined([*rows, (12, 8), (13, 8), (14, 8)], _versions(), _versions())
+    assert joined([*rows, (12, 7), (13, 8), (14, 8)], _versions(), _versions())
+    assert not total((8, 32), _versions(), _versions())
+    assert total((8, 31), _versions(), _versions())
+    assert total((7, 32), _versions(), _versions())
+
+
+def test_book_knows_what_is_open() -> None:
+    """Begun writes raise the ceiling; a commit raises the floor, and a rollback lowers the ceiling again."""
+    book = Book(rows=2, readers=1, writers=2)
+    book.begin(0, [0, 1])
+    book.begin(1, [1])
+    assert (book.floors(), book.ceilings()) == ([0, 0], [1, 2])
+    assert book.open_rows(0) == [0, 1]
+    book.committed(0, [0, 1])
+    book.rolled_back(1, [1])
+    assert book.floors() == book.ceilings() == [1, 1]
+    assert book.open_rows(0) == book.open_rows(1) == []
