@@ -30,6 +30,7 @@ class LiveCacheConfig(AppConfig):
 
 
 def _attach(connection: Any, **kwargs: Any) -> None:
-    from live_cache.writes import guard
+    from live_cache.writes import guard, hooks
 
-    guard.attach(connection).reset()
+    if connection.alias != hooks.PROBE:
+        guard.attach(connection).reset()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any, Final, TypeAlias
 
+import django
 from django.apps import apps
 from django.core.checks import CheckMessage, Error, Info, Tags, Warning, register
 from django.db import connections
@@ -20,10 +21,12 @@ from live_cache.conf import DEFAULTS, settings
 from live_cache.exceptions import ConfigurationError, LedgerUnavailableError, StoreUnavailableError
 from live_cache.location import Location, Tier, choose_ledger, parse_location, parse_options, parse_timeout
 from live_cache.redis_connection import RedisConnection
+from live_cache.writes.hooks import broken_hooks
 
 __all__ = [
     "check_caches",
     "check_deployment",
+    "check_hooks",
     "check_ledgers",
     "check_querysets",
     "check_servers",
@@ -64,7 +67,30 @@ def check_caches(**kwargs: Any) -> list[CheckMessage]:
 @register(Tags.caches)
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
     """Check the LIVE_CACHE_* settings."""
-    return [*_check_enabled(), *_check_lease(), *_check_ledger_loss(), *_check_tenant(), *_check_unknown()]
+    return [
+        *_check_enabled(),
+        *_check_lease(),
+        *_check_ledger_loss(),
+        *_check_tenant(),
+        *_check_functions(),
+        *_check_unknown(),
+    ]
+
+
+@register(Tags.caches)
+def check_hooks(**kwargs: Any) -> list[CheckMessage]:
+    """Try on a connection of our own whether this Django calls what is put on its connections."""
+    broken = broken_hooks()
+    if not broken:
+        return []
+    return [
+        Error(
+            f"Django {django.get_version()} does not call {', '.join(broken)} of a database connection where it is "
+            "needed, so writes would go unseen.",
+            hint="Set LIVE_CACHE_ENABLED to False, and look for a newer version of django-live-cache.",
+            id="live_cache.E007",
+        )
+    ]
 
 
 @register(Tags.caches)
@@ -274,6 +300,24 @@ def _check_tenant() -> Messages:
             hint="Give a function from a database alias to the name of the tenant, or None.",
             id="live_cache.E013",
         )
+
+
+def _check_functions() -> Messages:
+    value = settings.raw("LIVE_CACHE_WRITING_FUNCTIONS")
+    is_listed = isinstance(value, list | tuple | set | frozenset | Mapping)
+    names = list(value) if is_listed else []
+    tables = list(value.values()) if isinstance(value, Mapping) else []
+    if (
+        is_listed
+        and all(isinstance(name, str) and name == name.lower() and "." not in name for name in names)
+        and all(isinstance(x, list | tuple | set | frozenset) and all(isinstance(t, str) for t in x) for x in tables)
+    ):
+        return
+    yield Error(
+        f"LIVE_CACHE_WRITING_FUNCTIONS is {value!r}, which names no functions.",
+        hint='Give {"add_stock": ["shop_product"]}, or ["add_stock"] if any table may change; lower case, no schema.',
+        id="live_cache.E014",
+    )
 
 
 def _check_unknown() -> Messages:

@@ -6,7 +6,7 @@ The only importer of ``django.conf.settings``. docs/reference/settings.md descri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final, Literal, cast
 
 from django.conf import settings as django_settings
@@ -18,6 +18,7 @@ DEFAULTS: Final[Mapping[str, Any]] = {
     "LIVE_CACHE_LEASE_S": 10.0,
     "LIVE_CACHE_ON_LEDGER_LOSS": "serve",
     "LIVE_CACHE_TENANT": None,
+    "LIVE_CACHE_WRITING_FUNCTIONS": (),
 }
 """Every setting of the package, with its default."""
 
@@ -44,6 +45,11 @@ class Settings:
     def tenant(self) -> Callable[[str], str] | None:
         """LIVE_CACHE_TENANT: callable from a database alias to the tenant of this moment; part of every name."""
         return cast("Callable[[str], str] | None", self.raw("LIVE_CACHE_TENANT"))
+
+    @property
+    def writing_functions(self) -> Mapping[str, Iterable[str]] | Collection[str]:
+        """LIVE_CACHE_WRITING_FUNCTIONS: database functions that write; a mapping tells which tables."""
+        return cast("Mapping[str, Iterable[str]] | Collection[str]", self.raw("LIVE_CACHE_WRITING_FUNCTIONS"))
 
     @property
     def caches(self) -> Mapping[str, Mapping[str, Any]]:

@@ -12,6 +12,7 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, Final
 
+from live_cache import testcases
 from live_cache.ledger.base import TABLE_SLOT, Dependency, slot_of
 
 if TYPE_CHECKING:
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
 
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-__all__ = ["KEYS_CLOCK", "clock_of", "database_name", "is_private_database", "key_dependency", "key_prefixes"]
+__all__ = [
+    "KEYS_CLOCK",
+    "clock_of",
+    "database_name",
+    "is_private_database",
+    "key_dependency",
+    "key_prefixes",
+    "shared_database_name",
+]
 
 KEYS_CLOCK: Final = "~keys"
 """The clock of the keys that callers give; no database is called ``~keys``, since an alias is followed by ``@``."""
@@ -37,8 +46,15 @@ def database_name(connection: BaseDatabaseWrapper) -> str:
     """
     Return the name of the database behind *connection*, the same in every process that uses it under this alias.
 
-    An in-memory SQLite database belongs to one process, so its name holds the process.
+    An in-memory SQLite database belongs to one process, so its name holds the process. What a TestCase has written is
+    visible to one connection, so inside one the name is that connection's own.
     """
+    name = shared_database_name(connection)
+    return f"{name}~{testcases.token_of(connection)}" if testcases.is_in_testcase(connection) else name
+
+
+def shared_database_name(connection: BaseDatabaseWrapper) -> str:
+    """Return the name of the database behind *connection* as it is outside of a TestCase."""
     name = str(connection.settings_dict["NAME"])
     cached: tuple[str, int, str] | None = connection.__dict__.get("_live_cache_database_name")
     if cached is not None and cached[0] == name and cached[1] == os.getpid():

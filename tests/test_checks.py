@@ -96,6 +96,9 @@ def test_a_missing_extra_is_reported(monkeypatch: Any, location: str, modules: s
         ("LIVE_CACHE_ON_LEDGER_LOSS", "ignore", "live_cache.E012"),
         ("LIVE_CACHE_ON_LEDGER_LOSS", ["serve"], "live_cache.E012"),
         ("LIVE_CACHE_TENANT", "acme", "live_cache.E013"),
+        ("LIVE_CACHE_WRITING_FUNCTIONS", "add_stock", "live_cache.E014"),
+        ("LIVE_CACHE_WRITING_FUNCTIONS", {"add_stock": "shop_product"}, "live_cache.E014"),
+        ("LIVE_CACHE_WRITING_FUNCTIONS", ["Add_Stock"], "live_cache.E014"),
         ("LIVE_CACHE_LEASES", 3, "live_cache.W004"),
     ],
 )
@@ -237,4 +240,4 @@ def test_every_id_is_used_once() -> None:
     source = Path(checks.__file__).read_text()
     found = re.findall(r"live_cache\.[EWI]\d{3}(?=\",)", source) + re.findall(r'"(E\d{3})", parse', source)
     assert len(found) == len(set(found))
-    assert len(found) == 16
+    assert len(found) == 18

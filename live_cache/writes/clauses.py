@@ -65,6 +65,7 @@ class Clauses:
         self.has_temporary = False
         self.is_unclear = False
         self.locks_rows = False
+        self.may_delete = False
         self.changes_search_path = False
         self.changes_isolation = False
         self._is_table_next = False
@@ -422,6 +423,7 @@ class Clauses:
         frame.is_query = True
         self.has_written = True
         i += 1
+        self.may_delete = self.may_delete or verb in ("delete", "merge", "replace") or self.at(i + 1) == "replace"
         if self.at(i) == "or":
             i += 2  # SQLite: OR REPLACE and the like
         if self.vendor != "postgresql":

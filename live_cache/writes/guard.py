@@ -8,13 +8,18 @@ as it is, and counts as a write of every table.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections, transaction
 
+from live_cache.conf import settings
 from live_cache.tables import models_of_tables
-from live_cache.writes.sql import Statement, StatementKind, classify
+from live_cache.testcases import is_between_blocks
+from live_cache.writes.cascades import tables_changed_by_delete
+from live_cache.writes.engines import forget_engines
+from live_cache.writes.sql import Statement, StatementKind, classify, normalize_table
 from live_cache.writes.transactions import ConnectionState, state_of
 
 if TYPE_CHECKING:
@@ -55,15 +60,22 @@ def guard(execute: Execute, sql: Any, params: Any, many: bool, context: dict[str
         state.is_search_path_changed = True
     if statement.changes_isolation:
         state.is_isolation_changed = True
+    is_everything = False
+    if statement.functions and settings.writing_functions:
+        statement, is_everything = _with_functions(statement, settings.writing_functions)
+    if state.captured_tables is not None:
+        state.captured_tables |= statement.read
     if statement.kind is StatementKind.READ:
-        if state.captured_tables is not None:
-            state.captured_tables |= statement.read
         return execute(sql, params, many, context)
 
     def run() -> Any:
         return execute(sql, params, many, context)
 
     kind = statement.kind
+    if kind is StatementKind.ROLLBACK_TO_SAVEPOINT:
+        result = run()
+        state.rolled_back_to_savepoint()
+        return result
     if kind in _HARMLESS or statement.is_limited_to_session:
         return run()
     if kind is StatementKind.SESSION and not statement.commits_implicitly:
@@ -76,7 +88,23 @@ def guard(execute: Execute, sql: Any, params: Any, many: bool, context: dict[str
         return result
     if kind is StatementKind.ROLLBACK:
         return state.rolling_back(run)
-    return _run_write(state, statement, run, context)
+    if kind is StatementKind.SCHEMA:
+        forget_engines()
+    return _run_write(state, statement, run, context, is_everything=is_everything)
+
+
+def _with_functions(
+    statement: Statement, declared: Mapping[str, Iterable[str]] | Collection[str]
+) -> tuple[Statement, bool]:
+    """Return *statement* as a write of what its declared functions write, and whether that may be any table."""
+    called = [name for name in statement.functions if name in declared]
+    if not called:
+        return statement, False
+    kind = StatementKind.WRITE if statement.kind is StatementKind.READ else statement.kind
+    if not isinstance(declared, Mapping):
+        return replace(statement, kind=kind), True
+    tables = {normalize_table(table) for name in called for table in declared[name]}
+    return replace(statement, kind=kind, written=statement.written | tables), False
 
 
 def _run_begin(state: ConnectionState, statement: Statement, run: Callable[[], Any]) -> Any:
@@ -87,19 +115,33 @@ def _run_begin(state: ConnectionState, statement: Statement, run: Callable[[], A
     return result
 
 
-def _run_write(state: ConnectionState, statement: Statement, run: Callable[[], Any], context: dict[str, Any]) -> Any:
+def _run_write(
+    state: ConnectionState,
+    statement: Statement,
+    run: Callable[[], Any],
+    context: dict[str, Any],
+    *,
+    is_everything: bool,
+) -> Any:
     # A name that is no model's table may be a view, a partition or a parent of tables that are.
-    is_everything = statement.kind is StatementKind.UNKNOWN or not statement.written <= models_of_tables().keys()
+    is_everything = (
+        is_everything or statement.kind is StatementKind.UNKNOWN or not statement.written <= models_of_tables().keys()
+    )
+    written = statement.written
+    if statement.may_delete:
+        written |= tables_changed_by_delete(written)
     connection: BaseDatabaseWrapper = context["connection"]
-    if state.is_in_transaction:
-        state.record(statement.written, is_everything=is_everything)
+    if not statement.commits_implicitly and is_between_blocks(connection) and not state.is_in_transaction:
+        return state.run_in_testcase(written, run, is_everything=is_everything)
+    if state.is_in_transaction or is_between_blocks(connection):
+        state.record(written, is_everything=is_everything)
         if statement.commits_implicitly or state.is_raw_transaction_uncertain:
             return _run_committing(state, statement, run)
         return run()
     if statement.kind is not StatementKind.WRITE or connections[connection.alias] is not connection:
-        return state.run_outside_transaction(statement.written, run, is_everything=is_everything)
+        return state.run_outside_transaction(written, run, is_everything=is_everything)
     with transaction.atomic(using=connection.alias):
-        state.record(statement.written, is_everything=is_everything)
+        state.record(written, is_everything=is_everything)
         result = run()
         if connection.vendor == "sqlite":
             context["cursor"].cursor.buffer()

@@ -46,6 +46,8 @@ class Statement:
             setting that a row policy may look at, a temporary table that hides a table.
         changes_isolation: Afterwards the isolation level of the connection, or of this transaction, is not known.
         locks_rows: A query with FOR UPDATE or the like.
+        may_delete: Rows of the tables that it writes may be deleted, also by REPLACE or MERGE, so that the database may
+            cascade to other tables.
         is_limited_to_session: What it changes, other connections never see, and this one only through
             `changes_search_path`. False where that is not certain.
     """
@@ -58,6 +60,7 @@ class Statement:
     changes_search_path: bool = False
     changes_isolation: bool = False
     locks_rows: bool = False
+    may_delete: bool = False
     is_limited_to_session: bool = False
 
 
@@ -97,5 +100,6 @@ def result(
         changes_search_path=switches or c.changes_search_path,
         changes_isolation=isolation or c.changes_isolation,
         locks_rows=c.locks_rows,
+        may_delete=c.may_delete,
         is_limited_to_session=is_limited,
     )

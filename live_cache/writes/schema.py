@@ -99,6 +99,7 @@ def _drop(c: Clauses, i: int) -> Statement:
         return _schema_unknown(c)
     if kind in ("table", "tables", "view"):
         write_list(c, i)
+        c.may_delete = True  # SQLite deletes the rows first, with what foreign keys tell it
         return _schema(c, is_temporary=is_temporary)
     if kind in ("index", "policy"):
         return _schema_on(c, i)

@@ -126,6 +126,7 @@ def _merge(statements: list[Statement], vendor: str) -> Statement:
         changes_search_path=any(statement.changes_search_path for statement in statements),
         changes_isolation=any(statement.changes_isolation for statement in statements),
         locks_rows=any(statement.locks_rows for statement in statements),
+        may_delete=any(statement.may_delete for statement in statements),
         is_limited_to_session=all(statement.is_limited_to_session for statement in statements),
     )
 

@@ -2,9 +2,7 @@
 What one connection has written and not yet committed, and what happens around its COMMIT.
 
 All state lives on the connection object: a failing ``__enter__``, COMMIT or reconnect cannot leave anything behind in
-a thread or a module. Django offers no hook just before COMMIT nor first after it, so attach() puts three on the
-connection object: ``_commit``, ``_rollback`` and ``_set_autocommit`` of BaseDatabaseWrapper (private; read in Django
-5.2.19 and 6.1.3, where Atomic, commit(), rollback() and set_autocommit() all pass through them).
+a thread or a module. hooks.py puts committing(), rolling_back() and the others around what Django does.
 """
 
 from __future__ import annotations
@@ -24,7 +22,10 @@ from live_cache.conf import settings
 from live_cache.exceptions import CommitRefusedError, LedgerUnavailableError
 from live_cache.ledger import fences
 from live_cache.ledger.base import TABLE_SLOT
-from live_cache.names import clock_of, database_name
+from live_cache.names import clock_of, database_name, shared_database_name
+from live_cache.testcases import is_between_blocks, is_in_testcase, note_commit, note_rollback
+from live_cache.writes import hooks, raw_cursor
+from live_cache.writes.engines import tables_without_rollback
 from live_cache.writes.sql import normalize_table
 
 if TYPE_CHECKING:
@@ -54,8 +55,10 @@ def state_of(connection: BaseDatabaseWrapper) -> ConnectionState:
     if state is None:
         state = ConnectionState(connection)
         connection.__dict__[_STATE] = state
-        state.attach()
+        hooks.attach(state, raw_cursor.prepare)
         _remember(state)
+    elif state.has_writes and is_between_blocks(connection):
+        state.end_block_in_testcase()
     return cast("ConnectionState", state)
 
 
@@ -110,8 +113,11 @@ class ConnectionState:
         self.captured_tables: set[str] | None = None
         """Where the guard collects the tables that statements read, while a live read is fetching."""
         self._intents: list[tuple[Ledger, str]] = []
+        self._declared: Changes = {}
         self._is_outcome_unknown = False
         self._is_own_begin = False
+        self._test_tables: set[str] = set()
+        self._test_names: set[str] = set()
 
     @property
     def connection(self) -> BaseDatabaseWrapper:
@@ -121,31 +127,10 @@ class ConnectionState:
             raise ReferenceError("The database connection of this state is gone.")
         return connection
 
-    def attach(self) -> None:
-        """Put the hooks on the connection object. Once per object: they survive close() and reconnect."""
-        connection: Any = self.connection  # the hooked methods are private, and not in django-stubs
-        connection._commit = _Hook(self.committing, connection._commit)
-        connection._rollback = _Hook(self.rolling_back, connection._rollback)
-        connection._set_autocommit = _Hook(self.setting_autocommit, connection._set_autocommit)
-        if connection.vendor == "sqlite":
-            self._attach_to_sqlite()
-
-    def _attach_to_sqlite(self) -> None:
-        # SQLite begins its transactions by SQL, which the guard must tell from a BEGIN of the user.
-        from live_cache.writes.sqlite_cursor import cursor_factory
-
-        connection: Any = self.connection
-        make = cursor_factory(self)
-        reference = self._connection
-
-        def create_cursor(name: str | None = None) -> Any:
-            owner = reference()
-            assert owner is not None
-            return owner.connection.cursor(factory=make)
-
-        begin = connection._start_transaction_under_autocommit
-        connection.create_cursor = create_cursor
-        connection._start_transaction_under_autocommit = _Hook(self.beginning, begin)
+    @property
+    def driver(self) -> Any:
+        """The driver's connection; it must be open."""
+        return self.connection.connection
 
     def reset(self) -> None:
         """Forget everything: the driver's connection is new, and the old transaction is over."""
@@ -156,8 +141,8 @@ class ConnectionState:
         self.is_isolation_changed = False
         self.isolation = None
         self.recently_written.clear()
-        self._intents.clear()
-        self._is_outcome_unknown = False
+        self._forget_intents()
+        self._leave_testcase()
 
     def clear(self) -> None:
         """Forget the writes: they are committed and ticked, or rolled back."""
@@ -175,10 +160,11 @@ class ConnectionState:
 
     @property
     def is_in_transaction(self) -> bool:
-        """Whether statements run inside a transaction, Django's or one begun by SQL."""
+        """Whether statements run inside a transaction, Django's or one begun by SQL. A TestCase's does not count."""
         connection = self.connection
         if connection.in_atomic_block or self.is_raw_transaction:
-            return True
+            is_test = is_between_blocks(connection) and not (self.is_raw_transaction or connection.needs_rollback)
+            return not is_test or connection.closed_in_transaction
         # BaseDatabaseWrapper.autocommit is False before the first connect, when the setting decides.
         is_autocommit = connection.autocommit if connection.connection else connection.settings_dict["AUTOCOMMIT"]
         return not is_autocommit
@@ -201,9 +187,9 @@ class ConnectionState:
         Raises:
             CommitRefusedError: A ledger is out of reach and LIVE_CACHE_ON_LEDGER_LOSS is "refuse".
         """
-        if not self.has_writes:
+        if not self.has_writes and not self._test_tables:
             return commit()
-        changes = self._changes()
+        changes = self._changes(is_committing=True)
         self._declare(changes, fences.writer_token(self.connection))
         try:
             result = commit()
@@ -212,23 +198,49 @@ class ConnectionState:
             self._is_outcome_unknown = True
             raise
         self.clear()
-        self._tick(changes)
+        # With what an earlier COMMIT had declared whose answer was lost: on this connection that is over too.
+        self._tick(self._declared | changes)
+        note_commit()
         return result
 
     def rolling_back(self, rollback: Callable[[], T]) -> T:
-        """Run *rollback*, and remove what was declared if no COMMIT was attempted (rule 10)."""
+        """
+        Run *rollback*, and remove what was declared (rule 10).
+
+        If a COMMIT was attempted before, it may have taken effect: its changes are ticked, now that the database has
+        answered and the transaction is over in any case.
+        """
+        is_sent = self.connection.connection is not None
         result = rollback()
-        clocks = tuple(self._changes()) if self._intents else ()
+        if is_sent:
+            self._tick_what_was_kept()
         self.clear()
         self.is_raw_transaction = False
         self.is_raw_transaction_uncertain = False
-        if not self._is_outcome_unknown:
+        if self._is_outcome_unknown and is_sent:
+            self._tick(self._declared)
+        elif not self._is_outcome_unknown:
             for ledger, intent_id in self._intents:
                 with suppress(LedgerUnavailableError):  # its lease will end it
-                    ledger.retract(clocks, intent_id)
-        self._intents.clear()
-        self._is_outcome_unknown = False
+                    ledger.retract(tuple(self._declared), intent_id)
+        self._forget_intents()
+        self._leave_testcase()
+        note_rollback()
         return result
+
+    def _tick_what_was_kept(self) -> None:
+        """Tick the tables that a ROLLBACK on MySQL did not bring back."""
+        connection = self.connection
+        if connection.vendor != "mysql" or not self.has_writes:
+            return
+        try:
+            tables = tables_without_rollback(connection, self._all_tables() if self.writes_everything else self.tables)
+        except Exception:  # the driver's own errors too: the rollback has succeeded
+            logger.warning("The engines of the tables of %r are not known.", connection.alias, exc_info=True)
+            tables = frozenset(self.tables)
+        if tables:
+            name = shared_database_name(connection)
+            self._tick_only({clock_of(name, table): {TABLE_SLOT} for table in tables})
 
     def setting_autocommit(self, set_autocommit: Callable[[bool], T], autocommit: bool) -> T:
         """Run *set_autocommit*; turning it on commits on some databases, so it counts as a COMMIT."""
@@ -259,16 +271,50 @@ class ConnectionState:
             self.clear()
             if self._is_connection_alive():  # the database has answered: the statement is over
                 self._tick(changes)
+                note_commit()
             else:
-                self._intents.clear()
+                self._forget_intents()
             raise
         except BaseException:
             self.clear()
-            self._intents.clear()  # they stand in the ledger until the database is asked
+            self._forget_intents()  # they stand in the ledger until the database is asked
             raise
         self.clear()
         self._tick(changes)
+        note_commit()
         return result
+
+    def run_in_testcase(self, tables: Iterable[str], run: Callable[[], T], *, is_everything: bool) -> T:
+        """Run a statement where only blocks of a TestCase are open: as if in autocommit mode, on private clocks."""
+        self.record(tables, is_everything=is_everything)
+        try:
+            return run()
+        finally:
+            self.end_block_in_testcase()
+
+    def end_block_in_testcase(self) -> None:
+        """Tick what the user's last atomic block inside a TestCase has written, whether it was kept or not."""
+        changes = self._changes()
+        self._test_names.add(database_name(self.connection))
+        self._test_tables |= self._all_tables() if self.writes_everything else self.tables
+        self.clear()
+        self._tick(changes)
+
+    def rolled_back_to_savepoint(self) -> None:
+        """Note a ROLLBACK TO SAVEPOINT: perhaps a TestCase has taken back all that its last test has written."""
+        if self._test_tables and is_between_blocks(self.connection):
+            self._tick(self._test_changes())
+
+    def _test_changes(self) -> Changes:
+        return {clock_of(name, table): {TABLE_SLOT} for name in self._test_names for table in self._test_tables}
+
+    def _leave_testcase(self) -> None:
+        """Tick all that was written since the outermost block of a TestCase began: none of it is there any more."""
+        changes = self._test_changes()
+        self._test_tables.clear()
+        self._test_names.clear()
+        if changes:
+            self._tick(changes)
 
     def run_unknown(self, run: Callable[[], T]) -> T:
         """Run something that may write any table, inside a transaction or not."""
@@ -284,13 +330,19 @@ class ConnectionState:
             return
         name = database_name(self.connection)
         self._tick({clock_of(name, table): {TABLE_SLOT} for table in tables})
+        note_commit()
 
-    def _changes(self) -> Changes:
+    def _changes(self, *, is_committing: bool = False) -> Changes:
         tables = set(self.tables)
         if self.writes_everything:
             tables |= self._all_tables()
-        name = database_name(self.connection)
-        return {clock_of(name, table): {TABLE_SLOT} for table in tables}
+        connection = self.connection
+        names = {database_name(connection)}
+        if is_committing and (self._test_tables or is_in_testcase(connection)):
+            # Inside a TestCase: MySQL commits before a change of the schema, and then everybody sees the rows.
+            tables |= self._test_tables
+            names |= {shared_database_name(connection), *self._test_names}
+        return {clock_of(name, table): {TABLE_SLOT} for name in names for table in tables}
 
     def _all_tables(self) -> set[str]:
         """Every table of the database: those of the models, and those that only the database knows."""
@@ -317,18 +369,28 @@ class ConnectionState:
                 logger.error("Committing without an intent: the ledger of %r is out of reach.", assembly.alias)
             else:
                 self._intents.append((assembly.ledger, intent_id))
+                self._declared |= changes
 
     def _tick(self, changes: Changes) -> None:
-        intent_ids = {id(ledger): intent_id for ledger, intent_id in self._intents}
-        self._intents.clear()
-        self._is_outcome_unknown = False
+        intents = tuple(self._intents)
+        self._forget_intents()
+        self._tick_only(changes, intents)
+
+    def _tick_only(self, changes: Changes, intents: Collection[tuple[Ledger, str]] = ()) -> None:
         for assembly in _assemblies_by_ledger():
             # Nothing may leave a committed atomic(); Ledger.tick() has kept the change before it can fail.
             try:
-                if not assembly.ledger.tick(changes, intent_id=intent_ids.get(id(assembly.ledger))):
-                    assembly.metrics.count("ledger_errors")
+                own = [intent_id for ledger, intent_id in intents if ledger is assembly.ledger]
+                for intent_id in own or (None,):
+                    if not assembly.ledger.tick(changes, intent_id=intent_id):
+                        assembly.metrics.count("ledger_errors")
             except Exception:
                 logger.exception("The ledger of %r failed to tick; the ticks are kept.", assembly.alias)
+
+    def _forget_intents(self) -> None:
+        self._intents.clear()
+        self._declared = {}
+        self._is_outcome_unknown = False
 
     def _is_connection_alive(self) -> bool:
         try:
@@ -340,16 +402,3 @@ class ConnectionState:
 def _assemblies_by_ledger() -> Iterable[Assembly]:
     """One assembly of each ledger: aliases may share one, and a change is ticked once."""
     return {id(assembly.ledger): assembly for assembly in live_assemblies()}.values()
-
-
-class _Hook:
-    """A bound method of the connection, run inside a method of its state."""
-
-    __slots__ = ("original", "run")
-
-    def __init__(self, run: Callable[..., Any], original: Callable[..., Any]) -> None:
-        self.run = run
-        self.original = original
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.run(self.original, *args, **kwargs)
