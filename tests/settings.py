@@ -102,7 +102,8 @@ def _server_database(server: servers.Server, engine: str, options: dict[str, Any
         "USER": server.user,
         "PASSWORD": server.password,
         "OPTIONS": options,
-        "TEST": {"NAME": f"test_live_cache_{RUN_ID}"},
+        # None on the others, so that a run may choose one database.
+        "TEST": {"NAME": f"test_live_cache_{RUN_ID}", "DEPENDENCIES": []},
     }
 
 

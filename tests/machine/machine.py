@@ -22,9 +22,13 @@ __all__ = ["make_machine"]
 
 _MAX_WATCHED = 3
 
+Write = tuple[str, int, int]
+Writes = list[Write]
+
 actors = st.integers(0, 1)
 numbers = st.integers(0, 3)
 writes = st.tuples(st.one_of(st.sampled_from(COMMON_WRITES), st.sampled_from(sorted(WRITES))), numbers, numbers)
+some_writes = st.lists(writes, min_size=1, max_size=3)
 
 
 def make_machine(alias: str, holds: Holds, *, is_shared: bool = False) -> type[LiveReads]:
@@ -121,14 +125,14 @@ class LiveReads(RuleBasedStateMachine):
     # -- writes -------------------------------------------------------------------------------------------------------
 
     @rule(who=actors, write=writes)
-    def write(self, who: int, write: tuple[str, int, int]) -> None:
+    def write(self, who: int, write: Write) -> None:
         self._write(self.actors[who], write)
 
     @rule(who=actors, write=writes)
-    def write_again(self, who: int, write: tuple[str, int, int]) -> None:
+    def write_again(self, who: int, write: Write) -> None:
         self._write(self.actors[who], write)
 
-    def _write(self, actor: Actor, write: tuple[str, int, int]) -> bool:
+    def _write(self, actor: Actor, write: Write) -> bool:
         name, n, v = write
         if actor.mode == "raw" and name not in RAW_WRITES:
             return False
@@ -142,35 +146,45 @@ class LiveReads(RuleBasedStateMachine):
 
     # -- interleavings ------------------------------------------------------------------------------------------------
 
-    @rule(who=actors, spec=specs(), point=st.sampled_from(Holds.READER), write=writes)
-    def hold_a_reader(self, who: int, spec: Spec, point: str, write: tuple[str, int, int]) -> None:
+    def _hold(self, actor: Actor, points: tuple[str, ...], point: str, written: Writes, watched: list[Spec]) -> None:
+        """Let the other actor read *watched* at each of *points* to which *actor* comes, and write at *point*."""
+        other = self.actors[1 - self.actors.index(actor)]
+
+        def look() -> None:
+            other.call(self._compare, other, watched)
+
+        def write_and_look() -> None:
+            look()
+            for write in written:
+                self._write(other, write)
+            look()
+
+        self.holds.clear()
+        for name in points:
+            self.holds.at(actor.thread_id, name, write_and_look if name == point else look)
+
+    def _idle(self, who: int) -> Actor:
+        """Return an actor without a transaction, if there is one."""
+        return next((x for x in (self.actors[who], self.actors[1 - who]) if x.mode == "auto"), self.actors[who])
+
+    @rule(who=actors, spec=specs(), point=st.sampled_from(Holds.READER), written=some_writes)
+    def hold_a_reader(self, who: int, spec: Spec, point: str, written: Writes) -> None:
         """While one actor stands around its SELECT, the other writes, and reads the same."""
-        actor, other = self.actors[who], self.actors[1 - who]
+        actor = self._idle(who)
         self._watch(spec)
         if not self.watched:
             return
         held = self.watched[-1]
-
-        def meanwhile() -> None:
-            self._write(other, write)
-            other.call(self._compare, other, [held])
-
         get_assembly().store.clear()
-        self.holds.at(actor.thread_id, point, meanwhile)
+        self._hold(actor, (point,), point, written, [held])
         actor.attempt(lambda: read(held, self.alias, is_live=True))
         self.holds.clear()
 
-    @rule(who=actors, write=writes, point=st.sampled_from(Holds.WRITER), other_write=writes)
-    def hold_a_writer(self, who: int, write: tuple[str, int, int], point: str, other_write: tuple[str, int, int]) -> None:
+    @rule(who=actors, write=writes, point=st.sampled_from(Holds.WRITER), written=some_writes)
+    def hold_a_writer(self, who: int, write: Write, point: str, written: Writes) -> None:
         """While one actor stands around its COMMIT, the other reads, writes, and reads."""
-        actor, other = self.actors[who], self.actors[1 - who]
-
-        def meanwhile() -> None:
-            other.call(self._compare, other, self.watched)
-            self._write(other, other_write)
-            other.call(self._compare, other, self.watched)
-
-        self.holds.at(actor.thread_id, point, meanwhile)
+        actor = self._idle(who)
+        self._hold(actor, Holds.WRITER, point, written, self.watched)
         self._write(actor, write)
         self.holds.clear()
 
@@ -197,18 +211,11 @@ class LiveReads(RuleBasedStateMachine):
         actor.attempt(actor.do_end, how)
 
     @precondition(lambda self: any(actor.mode != "auto" for actor in self.actors))
-    @rule(point=st.sampled_from(Holds.WRITER), write=writes)
-    def hold_a_commit(self, point: str, write: tuple[str, int, int]) -> None:
+    @rule(point=st.sampled_from(Holds.WRITER), written=some_writes)
+    def hold_a_commit(self, point: str, written: Writes) -> None:
         """End a transaction, and let the other actor read and write around its COMMIT."""
         actor = next(actor for actor in self.actors if actor.mode != "auto")
-        other = self.actors[1 - self.actors.index(actor)]
-
-        def meanwhile() -> None:
-            other.call(self._compare, other, self.watched)
-            self._write(other, write)
-            other.call(self._compare, other, self.watched)
-
-        self.holds.at(actor.thread_id, point, meanwhile)
+        self._hold(actor, Holds.WRITER, point, written, self.watched)
         actor.attempt(actor.do_end, "commit")
         self.holds.clear()
 
