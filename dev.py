@@ -318,6 +318,8 @@ def demo(arguments):
 def test(arguments):
     """Run the tests. Servers are found, or started; LIVE_CACHE_TEST_POSTGRESQL, _MARIADB and _REDIS name others."""
     install("dev")
+    if "--orm-suite" in arguments:  # Django's own tests, with every read live; the other arguments are its
+        return call("python", "-m", "tests.orm_suite", *[each for each in arguments if each != "--orm-suite"])
     return call("python", "-m", "pytest", "--timeout=300", *arguments)
 
 
@@ -356,7 +358,7 @@ def bench(arguments):
 COMMANDS = {"demo": demo, "test": test, "lint": lint, "types": types, "docs": docs, "bench": bench}
 USAGES = {
     "demo": "[--once] [--redis URL] [--database URL] [--port N]",
-    "test": "[arguments of pytest]",
+    "test": "[arguments of pytest] | --orm-suite [--database sqlite|postgresql|mariadb] [app ...]",
     "lint": "[paths]",
     "types": "[paths]",
     "docs": "[arguments of sphinx-build]",
