@@ -27,6 +27,8 @@ from django.db.models.query import (
 from django.db.models.query_utils import DeferredAttribute
 from django.db.models.signals import post_init, pre_init
 
+from live_cache.loop import is_on_loop, leave_loop
+
 if TYPE_CHECKING:
     from live_cache.plan import Layout
 
@@ -66,6 +68,8 @@ def build(queryset: Any, layout: Layout, rows: Sequence[tuple[Any, ...]]) -> lis
     if queryset._iterable_class is ModelIterable:
         if _is_plain_read(queryset, layout) and _is_plain_model(layout.klass_info["model"]):
             return _build_plain(queryset, layout, rows)
+        if is_on_loop() and not _are_plain(layout.klass_info):
+            leave_loop()  # what a project does in from_db(), __init__() or a receiver may wait for anything
     elif queryset._iterable_class is FlatValuesListIterable:
         return [row[0] for row in rows]
     source = object.__new__(type(queryset))
@@ -111,6 +115,13 @@ def _build_plain(queryset: Any, layout: Layout, rows: Iterable[tuple[Any, ...]])
         attributes.update(zip(names, row, strict=False))
         instances.append(instance)
     return instances
+
+
+def _are_plain(klass_info: Any) -> bool:
+    """Return whether the models of a row, and of the rows joined to it, are plain."""
+    if not _is_plain_model(klass_info["model"]):
+        return False
+    return all(_are_plain(related) for related in klass_info.get("related_klass_infos", ()))
 
 
 _PLAIN_DESCRIPTORS: Final = frozenset({DeferredAttribute, ForeignKeyDeferredAttribute, FileDescriptor})

@@ -215,14 +215,14 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
 
     def count(self) -> int:
         """See QuerySet.count(). Cached beside the pages."""
-        if self._result_cache is not None or self._live is None:
+        if self._result_cache is not None or self._live is None or self._is_replaced("count"):
             return super().count()
         with self._one_database():
             return cast("int", self._read_scalar("count", super().count, partial(self.query.get_count, using=self.db)))
 
     def exists(self) -> bool:
         """See QuerySet.exists(). Cached beside the pages."""
-        if self._result_cache is not None or self._live is None:
+        if self._result_cache is not None or self._live is None or self._is_replaced("exists"):
             return super().exists()
         with self._one_database():
             run = partial(self.query.has_results, using=self.db)
@@ -240,7 +240,7 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
 
     def aggregate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """See QuerySet.aggregate(). Cached under the expressions."""
-        if self._live is None:
+        if self._live is None or self._is_replaced("aggregate"):
             return super().aggregate(*args, **kwargs)
         with self._one_database():
             return self._read_aggregate(super().aggregate, *args, **kwargs)
@@ -320,6 +320,13 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
             yield
         finally:
             self._db = None
+
+    def _is_replaced(self, name: str) -> bool:
+        """Return whether a base of this class has a method *name* of its own, whose answer is not the database's."""
+        is_replaced = getattr(super(LiveQuerySet, type(self)), name) is not getattr(QuerySet, name)
+        if is_replaced:
+            leave_loop()
+        return is_replaced
 
     def _plain(self) -> Self:
         """Return a clone that is not live."""

@@ -81,7 +81,7 @@ class AsyncTwins:
         return await self._run_twin("latest", *fields)
 
     async def ain_bulk(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        """See in_bulk()."""
+        """See in_bulk(). On SQLite a hit takes a thread, whose connection is asked for its limits."""
         return await self._run_twin("in_bulk", *args, **kwargs)  # type: ignore[no-any-return]
 
     async def aaggregate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
