@@ -1,0 +1,347 @@
+"""
+An explicit-state model of the protocol in docs/explanation/consistency.md, small enough to be searched completely.
+
+One table with one row, writers in transactions, readers that fill and read one entry, crashes, and lost ledgers. Every
+interleaving of the steps is visited, breadth first, so that a counterexample is a shortest one. The steps are those of
+the code: live_cache.writes.transactions for writers, live_cache.reader for readers, live_cache.ledger for the clock.
+
+Two properties:
+
+    A  a read that is served from the cache never returns less than a commit that had returned when the read began;
+    C  an entry that could be served at this moment is what the database holds (this covers crashes, where no commit
+       ever returns).
+
+Each rule of the protocol can be dropped; test_protocol_model.py shows that the search then finds a counterexample.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+__all__ = ["RULES", "Model", "Verdict"]
+
+HOLD: Final = -1
+"""The intent that a new clock is born with."""
+
+RULES: Final[dict[str, str]] = {
+    "stamp before select": "the stamp is read before the SELECT, not after it",
+    "intent": "a transaction declares its intent before COMMIT",
+    "intent blocks hits": "an entry that an open intent touches is not served",
+    "tick": "the tick follows COMMIT",
+    "tick without intent": "the tick happens even if the intent or the epoch is gone",
+    "tick before return": "COMMIT returns to the caller only after the tick",
+    "reaping ticks": "who reaps an intent ticks its slots",
+    "fence": "an intent is reaped only when the database says that its transaction is over",
+    "unknown outcome": "an intent stays when the answer to COMMIT was lost",
+    "epoch": "an entry of another epoch is not fresh",
+    "hold": "a new clock is born with a hold",
+    "hold fence": "the hold ends only when every transaction from before the birth is over",
+    "hold ends with a tick": "what was filled under the hold is not fresh after it",
+    "no snapshot fills": "a reader with an older snapshot does not fill",
+    "slot check": "an entry is not fresh if its slot was ticked after its stamp",
+}
+
+WriterStep = Literal["idle", "open", "declared", "sent", "over", "dead"]
+InDatabase = Literal["none", "open", "in flight", "committed", "rolled back"]
+ReaderStep = Literal["idle", "begun", "entry", "reading", "selected"]
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    step: WriterStep = "idle"
+    in_database: InDatabase = "none"
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    version: int
+    epoch: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    epoch: int = 0
+    seq: int = 0
+    slot: int = 0
+    intents: frozenset[int] = frozenset()
+    older: frozenset[int] = frozenset()
+    """Writers that were in progress when the clock was born."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    reads_left: int
+    step: ReaderStep = "idle"
+    floor: int = 0
+    entry: Entry | None = None
+    clock: Clock | None = None
+    version: int = 0
+    snapshot: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    writers: tuple[Writer, ...]
+    readers: tuple[Reader, ...]
+    clock: Clock = Clock()
+    committed: int = 0
+    floor: int = 0
+    """The newest version whose COMMIT has returned to its caller."""
+    locked_by: int | None = None
+    entry: Entry | None = None
+    crashes_left: int = 0
+    losses_left: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a search found: a violation with the steps that lead to it, or nothing in *state_count* states."""
+
+    violation: str
+    trace: tuple[str, ...]
+    state_count: int
+
+
+class Model:
+    """The protocol, with the rules in *dropped* left out."""
+
+    def __init__(
+        self,
+        *,
+        writers: int = 1,
+        readers: int = 2,
+        reads: int = 2,
+        crashes: int = 0,
+        losses: int = 0,
+        snapshot_reader: bool = False,
+        properties: str = "AC",
+        dropped: frozenset[str] = frozenset(),
+    ) -> None:
+        unknown = dropped - RULES.keys()
+        if unknown:
+            raise ValueError(f"There is no rule {sorted(unknown)}; rules are {sorted(RULES)}.")
+        self.dropped = dropped
+        self.properties = properties
+        first = Reader(reads, snapshot=0) if snapshot_reader else Reader(reads)
+        self.start = State(
+            writers=(Writer(),) * writers,
+            readers=(first, *(Reader(reads) for _ in range(readers - 1))),
+            crashes_left=crashes,
+            losses_left=losses,
+            clock=Clock(seq=3, slot=3),  # a clock with a past: a new epoch begins below it
+        )
+
+    def search(self, *, max_states: int = 2_000_000) -> Verdict:
+        """
+        Visit every reachable state.
+
+        Raises:
+            OverflowError: There are more than *max_states*.
+        """
+        before: dict[State, tuple[State, str] | None] = {self.start: None}
+        queue = deque([self.start])
+        while queue:
+            state = queue.popleft()
+            for label, following, violation in self.steps(state):
+                violation = violation or self.violation_of(following)
+                if violation:
+                    return Verdict(violation, (*_trace(before, state), label), len(before))
+                if following not in before:
+                    before[following] = (state, label)
+                    queue.append(following)
+            if len(before) > max_states:
+                raise OverflowError(f"More than {max_states} states.")
+        return Verdict("", (), len(before))
+
+    def keeps(self, rule: str) -> bool:
+        return rule not in self.dropped
+
+    def violation_of(self, state: State) -> str:
+        """Property C."""
+        entry = state.entry
+        if "C" not in self.properties or entry is None:
+            return ""
+        if self.is_fresh(entry, state.clock) and entry.version != state.committed:
+            return f"C: an entry with version {entry.version} can be served, the database holds {state.committed}"
+        return ""
+
+    def is_fresh(self, entry: Entry, clock: Clock) -> bool:
+        """ledger.base.is_fresh()."""
+        return (
+            (entry.epoch == clock.epoch or not self.keeps("epoch"))
+            and (clock.slot <= entry.seq or not self.keeps("slot check"))
+            and (not clock.intents or not self.keeps("intent blocks hits"))
+        )
+
+    def steps(self, state: State) -> Iterator[tuple[str, State, str]]:
+        """Yield label, following state and violation of every step that can be taken."""
+        for index in range(len(state.writers)):
+            for label, following in self.writer_steps(state, index):
+                yield f"writer {index}: {label}", following, ""
+        for label, following in self.ledger_steps(state):
+            yield f"ledger: {label}", following, ""
+        for index in range(len(state.readers)):
+            for label, following, violation in self.reader_steps(state, index):
+                yield f"reader {index}: {label}", following, violation
+
+    # -- writers ------------------------------------------------------------------------------------------------------
+
+    def writer_steps(self, state: State, index: int) -> Iterator[tuple[str, State]]:
+        writer = state.writers[index]
+        if writer.step == "idle" and state.locked_by is None:
+            yield "UPDATE", _with_writer(state, index, step="open", in_database="open", locked_by=index)
+        if writer.step == "open":
+            declared = _with_writer(state, index, step="declared")
+            if self.keeps("intent"):
+                declared = replace(declared, clock=_with_intent(state.clock, index))
+            yield "declares", declared
+        if writer.step == "declared":
+            yield "sends COMMIT", _with_writer(state, index, step="sent", in_database="in flight")
+        if writer.step in ("open", "declared"):
+            rolled_back = _with_writer(state, index, step="over", in_database="rolled back", locked_by=None)
+            yield "ROLLBACK", replace(rolled_back, clock=_without_intent(state.clock, index))
+        if writer.step == "sent" and writer.in_database == "committed":
+            yield "ticks, and COMMIT returns", self.tick_of(state, index)
+            if not self.keeps("tick before return"):
+                yield "COMMIT returns before the tick", replace(state, floor=max(state.floor, writer.version))
+        if writer.step == "sent" and state.crashes_left:
+            lost = _with_writer(state, index, step="dead", crashes_left=state.crashes_left - 1)
+            if not self.keeps("unknown outcome"):
+                lost = replace(lost, clock=_without_intent(state.clock, index))
+            yield "loses the answer to COMMIT", lost
+        if writer.step in ("open", "declared", "sent") and state.crashes_left:
+            is_open = writer.in_database == "open"
+            yield (
+                "is killed",
+                _with_writer(
+                    state,
+                    index,
+                    step="dead",
+                    in_database="rolled back" if is_open else writer.in_database,
+                    locked_by=None if is_open else state.locked_by,
+                    crashes_left=state.crashes_left - 1,
+                ),
+            )
+        if writer.in_database == "in flight":
+            version = state.committed + 1
+            committed = _with_writer(state, index, in_database="committed", version=version, locked_by=None)
+            yield "the database commits", replace(committed, committed=version)
+            if writer.step == "dead":
+                yield "the database rolls back", _with_writer(state, index, in_database="rolled back", locked_by=None)
+
+    def tick_of(self, state: State, index: int) -> State:
+        writer = state.writers[index]
+        clock = state.clock
+        if self.keeps("tick") and (index in clock.intents or self.keeps("tick without intent")):
+            clock = _ticked(clock)
+        over = _with_writer(state, index, step="over")
+        return replace(over, clock=_without_intent(clock, index), floor=max(state.floor, writer.version))
+
+    # -- the ledger ---------------------------------------------------------------------------------------------------
+
+    def ledger_steps(self, state: State) -> Iterator[tuple[str, State]]:
+        clock = state.clock
+        if state.losses_left:
+            older = frozenset(i for i, w in enumerate(state.writers) if w.in_database in ("open", "in flight"))
+            intents = frozenset({HOLD}) if self.keeps("hold") else frozenset[int]()
+            born = Clock(epoch=clock.epoch + 1, intents=intents, older=older)
+            yield "is lost, and born again", replace(state, clock=born, losses_left=state.losses_left - 1)
+        for index in clock.intents:
+            if index == HOLD:
+                past = all(state.writers[i].in_database in ("committed", "rolled back") for i in clock.older)
+                if past or not self.keeps("hold fence"):
+                    lifted = _without_intent(clock, HOLD)
+                    yield (
+                        "the hold ends",
+                        replace(state, clock=_ticked(lifted) if self.keeps("hold ends with a tick") else lifted),
+                    )
+            elif state.writers[index].in_database in ("committed", "rolled back") or not self.keeps("fence"):
+                reaped = _ticked(clock) if self.keeps("reaping ticks") else clock
+                yield f"the intent of writer {index} is reaped", replace(state, clock=_without_intent(reaped, index))
+
+    # -- readers ------------------------------------------------------------------------------------------------------
+
+    def reader_steps(self, state: State, index: int) -> Iterator[tuple[str, State, str]]:
+        reader = state.readers[index]
+        if reader.step == "idle" and reader.reads_left:
+            yield "begins", _with_reader(state, index, step="begun", floor=state.floor), ""
+        if reader.step == "begun":
+            yield "gets the entry", _with_reader(state, index, step="entry", entry=state.entry), ""
+        if reader.step == "entry":
+            entry = reader.entry
+            if entry is not None and self.is_fresh(entry, state.clock) and reader.snapshot is None:
+                violation = ""
+                if "A" in self.properties and entry.version < reader.floor:
+                    violation = f"A: version {entry.version} was served, {reader.floor} had been committed before"
+                yield "is served from the cache", _read_done(state, index), violation
+            else:
+                yield "reads the ledger", _with_reader(state, index, step="reading", clock=state.clock), ""
+        if reader.step == "reading":
+            version = state.committed if reader.snapshot is None else reader.snapshot
+            yield "SELECT", _with_reader(state, index, step="selected", version=version), ""
+        if reader.step == "selected":
+            stored = _read_done(state, index)
+            if reader.snapshot is None or not self.keeps("no snapshot fills"):
+                clock = reader.clock if self.keeps("stamp before select") else state.clock
+                assert clock is not None
+                stored = replace(stored, entry=Entry(reader.version, clock.epoch, clock.seq))
+            yield "stores", stored, ""
+
+
+def _ticked(clock: Clock) -> Clock:
+    return replace(clock, seq=clock.seq + 1, slot=clock.seq + 1)
+
+
+def _with_intent(clock: Clock, index: int) -> Clock:
+    return replace(clock, intents=clock.intents | {index})
+
+
+def _without_intent(clock: Clock, index: int) -> Clock:
+    return replace(clock, intents=clock.intents - {index})
+
+
+_UNCHANGED: Final = object()
+
+
+def _with_writer(
+    state: State,
+    index: int,
+    *,
+    step: WriterStep | None = None,
+    in_database: InDatabase | None = None,
+    version: int | None = None,
+    locked_by: object = _UNCHANGED,
+    crashes_left: int | None = None,
+) -> State:
+    old = state.writers[index]
+    writer = Writer(step or old.step, in_database or old.in_database, old.version if version is None else version)
+    writers = (*state.writers[:index], writer, *state.writers[index + 1 :])
+    lock = state.locked_by if locked_by is _UNCHANGED else locked_by
+    assert lock is None or isinstance(lock, int)
+    crashes = state.crashes_left if crashes_left is None else crashes_left
+    return replace(state, writers=writers, locked_by=lock, crashes_left=crashes)
+
+
+def _with_reader(state: State, index: int, **changes: object) -> State:
+    reader = replace(state.readers[index], **changes)  # type: ignore[arg-type]  # names of Reader's own fields
+    return replace(state, readers=(*state.readers[:index], reader, *state.readers[index + 1 :]))
+
+
+def _read_done(state: State, index: int) -> State:
+    reader = state.readers[index]
+    fresh = Reader(reader.reads_left - 1, snapshot=reader.snapshot)
+    return replace(state, readers=(*state.readers[:index], fresh, *state.readers[index + 1 :]))
+
+
+def _trace(before: dict[State, tuple[State, str] | None], state: State) -> tuple[str, ...]:
+    labels: list[str] = []
+    link = before[state]
+    while link is not None:
+        labels.append(link[1])
+        link = before[link[0]]
+    return tuple(reversed(labels))
