@@ -39,6 +39,9 @@ WRITER_PAUSE_S: Final = 0.2
 END_S: Final = 60.0
 # How long a system is left alone, in seconds, from and to.
 FAULT_PAUSES_S: Final = {"crash": (0.1, 0.6), "flush": (0.02, 0.2), "restart": (0.5, 1.5)}
+QUIET_DEATHS: Final = 0.7
+"""After how many of the deaths nobody writes for a while."""
+QUIET_S: Final = (0.1, 0.6)
 COLUMNS: Final = {
     "system": "system",
     "reads": "reads",
@@ -107,7 +110,9 @@ def _run(bench: Bench) -> dict[str, Any]:
     try:
         readers = {workers.start(_read, slot, book, bench) for slot in range(options["readers"])}
         writers = {workers.start(_write, slot, 0, book, bench): slot for slot in range(options["writers"])}
-        faults = _Faults(bench, workers, writers, lambda slot, life: workers.start(_write, slot, life, book, bench))
+        faults = _Faults(
+            bench, workers, book, writers, lambda slot, life: workers.start(_write, slot, life, book, bench)
+        )
         faults.run(seconds=options["seconds"])
         book.enter(columns.STOPPED_WRITERS)
         workers.wait(set(writers), timeout_s=END_S)
@@ -182,9 +187,11 @@ class _Faults:
     """What the first process does while the others work: it makes things go wrong, and replaces killed writers."""
 
     def __init__(
-        self, bench: Bench, workers: Workers, writers: dict[int, int], replace: Callable[[int, int], int]
+        self, bench: Bench, workers: Workers, book: Book, writers: dict[int, int], replace: Callable[[int, int], int]
     ) -> None:
         self.count = 0
+        self._book = book
+        self._quiet_until_s = 0.0
         self._bench = bench
         self._workers = workers
         self._writers = writers
@@ -199,6 +206,8 @@ class _Faults:
         while time.monotonic() < end_s:
             time.sleep(0.005)
             self._replace_ended()
+            if self._book.is_quiet and time.monotonic() >= self._quiet_until_s:
+                self._book.keep_quiet(is_quiet=False)
             if time.monotonic() >= next_s:
                 self._make(fault)
                 next_s = time.monotonic() + self._pause_s(fault)
@@ -229,6 +238,10 @@ class _Faults:
                 raise BenchmarkError("A process failed.")
             self.count += 1
             time.sleep(0.05)  # what its connection still has in the pipe is executed before the next one asks
+            if self._chance.random() < QUIET_DEATHS:
+                # The next write to its tables would hide what a killed writer has left undone.
+                self._book.keep_quiet(is_quiet=True)
+                self._quiet_until_s = time.monotonic() + self._chance.uniform(*QUIET_S)
             self._writers[self._replace(slot, self.count)] = slot
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from benchmarks.project.shared import Cells
 
 __all__ = [
@@ -29,7 +27,7 @@ COMMITS, ROLLBACKS, FAILURES, OPERATION = range(4)
 """Columns of Book.writers."""
 RUN, STOPPED_WRITERS, STOPPED_READERS = range(3)
 """What Book.phase says."""
-_PHASE: Final = 0
+_PHASE, _QUIET = range(2)
 
 
 class Book:
@@ -44,12 +42,21 @@ class Book:
         self.done = Cells(writers, rows)
         self.readers = Cells(readers, 6)
         self.writers = Cells(writers, 4)
-        self._control = Cells(1, 1)
+        self._control = Cells(1, 2)
 
     @property
     def phase(self) -> int:
         """RUN, STOPPED_WRITERS or STOPPED_READERS."""
-        return self._control.get(_PHASE)
+        return self._control.get(0, _PHASE)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no writer may begin a write."""
+        return bool(self._control.get(0, _QUIET))
+
+    def keep_quiet(self, *, is_quiet: bool) -> None:
+        """Keep the writers from writing, or let them go on."""
+        self._control.set(0, _QUIET, is_quiet)
 
     def enter(self, phase: int) -> None:
         """Go on to *phase*."""

@@ -31,8 +31,8 @@ def database(choice: str, directory: Path) -> Iterator[dict[str, Any]]:
     Create a database, yield its entry of DATABASES, and drop it.
 
     Args:
-        choice: ``sqlite``, ``postgresql`` or ``mariadb`` (a server that tests/servers.py finds), or the URL of a server;
-            the database that the URL names is not touched.
+        choice: ``sqlite``, ``postgresql`` or ``mariadb`` (a server that tests/servers.py finds), or the URL of a
+            server; the database that the URL names is not touched.
 
     Raises:
         BenchmarkError: There is no such server, or it cannot be used.

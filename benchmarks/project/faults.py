@@ -18,7 +18,7 @@ from benchmarks.project.workers import Workers
 
 __all__ = ["die_after_commits", "flush", "pause_fills"]
 
-_DEATHS_PER_COMMIT: Final = 0.03
+_DEATHS_PER_COMMIT: Final = 0.1
 _LONGEST_PAUSE_S: Final = 0.02
 
 

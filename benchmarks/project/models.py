@@ -16,6 +16,9 @@ class Maker(models.Model):
 
     version = models.PositiveIntegerField(default=0)
 
+    def __str__(self) -> str:
+        return f"maker {self.pk} of version {self.version}"
+
 
 class Item(models.Model):
     """A row. Its group and its maker never change."""
@@ -25,8 +28,14 @@ class Item(models.Model):
     shelf = models.PositiveSmallIntegerField(default=0, db_index=True)
     version = models.PositiveIntegerField(default=0)
 
+    def __str__(self) -> str:
+        return f"item {self.pk} of version {self.version}"
+
 
 class Mark(models.Model):
     """The last operation that a writer has committed, one row per writer: tells after a kill what became of it."""
 
     operation = models.BigIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return f"operation {self.operation} of writer {self.pk}"

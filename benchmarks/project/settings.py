@@ -1,4 +1,4 @@
-"""Settings of the process that runs one system: everything that varies comes in LIVE_CACHE_BENCH, as JSON (child.py)."""
+"""Settings of the process that runs one system: what varies comes in LIVE_CACHE_BENCH, as JSON (runs.py)."""
 
 from __future__ import annotations
 

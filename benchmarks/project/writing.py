@@ -66,6 +66,8 @@ class Writer:
         while self.book.phase == RUN:
             if self.chance.random() < 0.3:
                 time.sleep(pause_s * self.chance.random())
+            while self.book.is_quiet and self.book.phase == RUN:
+                time.sleep(0.001)
             try:
                 self.chance.choice(self.writes)()
             except DatabaseError:  # a deadlock, a lock that took too long, a refused commit
