@@ -8,6 +8,7 @@ import pytest
 
 from tests.protocol_model import RULES, Model
 
+LEASE_HOLD: dict[str, Any] = {"losses": 1, "reads": 1, "properties": "A", "dropped": frozenset({"hold fence"})}
 SCENARIOS: dict[str, dict[str, Any]] = {
     "two writers, two readers": {"writers": 2, "reads": 1},
     "crash": {"crashes": 1},
