@@ -10,14 +10,17 @@ Inside a TestCase the cache works as in autocommit (live_cache/testcases.py), so
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from functools import update_wrapper
+from functools import update_wrapper, wraps
 from typing import Any
 
 from django.db.models.query import QuerySet
 
 from live_cache import reader
+from live_cache.loop import is_on_loop
 from live_cache.queryset import LiveOptions, LiveQuerySet, _live_class
+from live_cache.twins import AsyncTwins
 
 __all__ = ["ALIAS", "WrongReadError", "install", "wrong_reads"]
 
@@ -43,9 +46,10 @@ def install() -> None:
         return _read_and_judge(plain_read, assembly, plan, connection, fetch, options)
 
     def fetch_plainly(assembly: Any, fetch: Callable[[], Any], reason: str, **options: Any) -> reader.Result:
+        result = plain_fetch(assembly, fetch, reason, **options)
         counts["reads"] += 1
         reasons[reason] = reasons.get(reason, 0) + 1
-        return plain_fetch(assembly, fetch, reason, **options)
+        return result
 
     reader.read = read
     reader.fetch_plainly = fetch_plainly
@@ -98,6 +102,19 @@ def _patch_querysets() -> None:
     }
     for name, function in patched.items():
         setattr(QuerySet, name, update_wrapper(function, getattr(QuerySet, name)))
+    for name, function in vars(AsyncTwins).items():
+        if inspect.iscoroutinefunction(function) and not name.startswith("_"):
+            setattr(QuerySet, name, _live_twin(getattr(QuerySet, name)))
+
+
+def _live_twin(original: Any) -> Any:
+    @wraps(original)
+    async def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self, LiveQuerySet):
+            return await original(self, *args, **kwargs)
+        return await getattr(_twin(self), original.__name__)(*args, **kwargs)
+
+    return run
 
 
 def _twin(queryset: Any) -> Any:
@@ -120,6 +137,8 @@ def _read_and_judge(
     fetch: Callable[[], Any],
     options: dict[str, Any],
 ) -> reader.Result:
+    if is_on_loop():  # a hit there has no connection that could judge it
+        return plain_read(assembly, plan, connection, fetch, **options)
     counts["reads"] += 1
     result = plain_read(assembly, plan, connection, fetch, **options)
     if result.record.is_hit:
