@@ -99,7 +99,7 @@ _assemblies: dict[str, Assembly] = {}
 _live_assemblies: tuple[Assembly, ...] | None = None
 _stores: dict[tuple[Location, Options, str], _Tiers] = {}
 _ledgers: dict[tuple[str, ...], Ledger] = {}
-_connections: dict[tuple[str, float, float], RedisConnection] = {}
+_connections: dict[tuple[str, ...], RedisConnection] = {}
 _lock = threading.RLock()
 
 
@@ -266,7 +266,7 @@ def _ledger(choice: LedgerChoice, options: Options, key_prefix: str) -> Ledger:
         prefix = _redis_prefix(key_prefix, "ledger")
         return _shared(
             _ledgers,
-            ("redis", choice.url, prefix, str(options.connect_timeout_s), str(options.socket_timeout_s)),
+            ("redis", prefix, *_connection_key(choice.url, options)),
             lambda: RedisLedger(connection, prefix=prefix, lease_s=lease_s),
         )
     if choice.kind == "host":
@@ -291,13 +291,25 @@ def _connection(url: str, options: Options) -> RedisConnection:
     connect_timeout_s, timeout_s = options.connect_timeout_s, options.socket_timeout_s
     return _shared(
         _connections,
-        (url, connect_timeout_s, timeout_s),
-        lambda: RedisConnection(url, connect_timeout_s=connect_timeout_s, timeout_s=timeout_s),
+        _connection_key(url, options),
+        lambda: RedisConnection(
+            url,
+            connect_timeout_s=options.connect_timeout_s,
+            timeout_s=options.socket_timeout_s,
+            read_timeout_s=options.read_timeout_s,
+            retry_pause_s=options.retry_pause_s,
+        ),
     )
 
 
 def _redis_prefix(key_prefix: str, part: Literal["entry", "ledger"]) -> str:
     # None begins with another, since a store drops and lists whatever begins with its own: quoted, a KEY_PREFIX holds
+def _connection_key(url: str, options: Options) -> tuple[str, ...]:
+    """Return what aliases must have in common to share a connection, and the ledger behind it."""
+    times_s = options.connect_timeout_s, options.socket_timeout_s, options.read_timeout_s, options.retry_pause_s
+    return (url, *map(str, times_s))
+
+
     # no colon (and no brace, which would be the hash tag of a cluster).
     return f"live_cache:{quote(key_prefix, safe='')}:{part}:"
 

@@ -140,6 +140,8 @@ class Options:
     socket_timeout_s: float = 1.0
 
 
+    read_timeout_s: float = 0.04
+    retry_pause_s: float = 0.5
 KNOWN_OPTIONS: Final = tuple(sorted(field.name.upper() for field in fields(Options)))
 
 
@@ -204,6 +206,8 @@ def parse_options(options: Mapping[str, Any]) -> Options:
     )
 
 
+        read_timeout_s=_positive_seconds(options, "READ_TIMEOUT_S", defaults.read_timeout_s),
+        retry_pause_s=_positive_seconds(options, "RETRY_PAUSE_S", defaults.retry_pause_s),
 def parse_timeout(timeout: object) -> float | None:
     """
     Return the TIMEOUT of one alias in seconds; None never expires.

@@ -22,7 +22,10 @@ def caches_of(kind: str, directory: Path, redis_url: str | None) -> dict[str, An
         "redis": [str(redis_url)],
         "memory+redis": ["memory://", str(redis_url)],
     }
-    return {"default": {"BACKEND": "live_cache.backend.LiveCache", "LOCATION": locations[kind], "TIMEOUT": None}}
+    # On a busy machine a healthy server may take its time, and a test that restarts one does not wait for a probe.
+    options = {"READ_TIMEOUT_S": 1.0, "RETRY_PAUSE_S": 0.001}
+    backend = "live_cache.backend.LiveCache"
+    return {"default": {"BACKEND": backend, "LOCATION": locations[kind], "TIMEOUT": None, "OPTIONS": options}}
 
 
 def wait_for_hits(read: Callable[[], object], *, timeout_s: float = 10.0) -> None:

@@ -55,7 +55,7 @@ def ledger(redis_url: str) -> Iterator[RedisLedger]:
 
 @pytest.fixture
 def private(private_redis: Any) -> Iterator[RedisLedger]:
-    connection = RedisConnection(private_redis.url, timeout_s=2)
+    connection = RedisConnection(private_redis.url, timeout_s=2, retry_pause_s=0)
     yield RedisLedger(connection, lease_s=1000)
     connection.close()
 
@@ -107,7 +107,7 @@ def test_tick_is_delivered_when_the_server_is_back(private: RedisLedger, private
         private.declare({CLOCK: {5}}, fence="x")
     assert private.undelivered_count == 1
     private_redis.start()
-    other = RedisLedger(RedisConnection(private_redis.url, timeout_s=2), lease_s=1000)
+    other = RedisLedger(RedisConnection(private_redis.url, timeout_s=2, retry_pause_s=0), lease_s=1000)
     born = read(other)
     after = read(private)
     assert (born.epoch, born.seq + 1, 0) == (after.epoch, after.seq, private.undelivered_count)
@@ -119,7 +119,7 @@ def test_server_that_restarts_with_its_data(tmp_path: Path) -> None:
     arguments = ("--dir", str(tmp_path), "--dbfilename", "dump.rdb")
     server = server_programs.start_redis(arguments=arguments)
     url = f"redis://127.0.0.1:{server.port}/0"
-    ledger = RedisLedger(RedisConnection(url, timeout_s=2), lease_s=1000)
+    ledger = RedisLedger(RedisConnection(url, timeout_s=2, retry_pause_s=0), lease_s=1000)
     try:
         settle(ledger)
         intent_id = ledger.declare({CLOCK: {9}}, fence="x")
@@ -142,7 +142,9 @@ def test_failover(private: RedisLedger, private_redis: Any) -> None:
     """A replica is refused on connections from before and after, and once promoted it starts new epochs."""
     before = settle(private)
     second = server_programs.start_redis()
-    replica = RedisLedger(RedisConnection(f"redis://127.0.0.1:{second.port}/0", timeout_s=2), lease_s=1000)
+    replica = RedisLedger(
+        RedisConnection(f"redis://127.0.0.1:{second.port}/0", timeout_s=2, retry_pause_s=0), lease_s=1000
+    )
     client = replica.connection.client
     try:
         client.ping()  # this connection stays open over the changes of role
@@ -209,7 +211,7 @@ def test_read_with_entry_is_one_round_trip(ledger: RedisLedger, monkeypatch: pyt
     expected = settle(ledger)
     trips = []
     run = ledger.connection.run
-    monkeypatch.setattr(ledger.connection, "run", lambda commands: trips.append(len(commands)) or run(commands))
+    monkeypatch.setattr(ledger.connection, "run", lambda commands, **how: trips.append(len(commands)) or run(commands))
     assert ([expected, expected], b"value") == ledger.read_with_entry([DEPENDENCY, DEPENDENCY], together, "k")
     assert [3] == trips
     assert ([expected], MISS) == ledger.read_with_entry([DEPENDENCY], together, "unknown")

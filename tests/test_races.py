@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from django.db import connections, transaction
 
 from live_cache import live, reader, recording
 from live_cache.assembly import get_assembly
-from tests.cache_kinds import wait_for_hits
+from tests.cache_kinds import caches_of, wait_for_hits
 from tests.gate import Gate
 from tests.testapp.models import Author, Book
 
@@ -138,9 +139,7 @@ def test_flushed_redis_is_a_miss_and_nothing_is_stale(
     alias: str, book: Book, settings: Any, private_redis: Any, second_connection: Callable[[str], Any], held_store: Gate
 ) -> None:
     """FLUSHALL between a reader's reading and its store: the stamp is of a lost epoch (T25)."""
-    settings.CACHES = {
-        "default": {"BACKEND": "live_cache.backend.LiveCache", "LOCATION": ["memory://", private_redis.url]}
-    }
+    settings.CACHES = caches_of("memory+redis", Path(), private_redis.url)
     import redis
 
     other = second_connection(alias)
@@ -159,9 +158,7 @@ def test_dead_redis_sends_reads_to_the_database_and_keeps_the_ticks(
     alias: str, book: Book, settings: Any, private_redis: Any
 ) -> None:
     """While Redis is down reads are right and commits go on; what was written then is not stale later (T24)."""
-    settings.CACHES = {
-        "default": {"BACKEND": "live_cache.backend.LiveCache", "LOCATION": ["memory://", private_redis.url]}
-    }
+    settings.CACHES = caches_of("memory+redis", Path(), private_redis.url)
     assert titles(alias) == titles(alias) == ["old"]
     private_redis.kill()
     callbacks: list[int] = []
@@ -181,7 +178,7 @@ def test_ledger_loss_refuse_rolls_back(alias: str, book: Book, settings: Any, pr
     from django.db import OperationalError
 
     settings.LIVE_CACHE_ON_LEDGER_LOSS = "refuse"
-    settings.CACHES = {"default": {"BACKEND": "live_cache.backend.LiveCache", "LOCATION": [private_redis.url]}}
+    settings.CACHES = caches_of("redis", Path(), private_redis.url)
     assert titles(alias) == ["old"]
     private_redis.kill()
     with pytest.raises(OperationalError, match="nothing was committed"):

@@ -80,7 +80,7 @@ def test_the_length_is_unsupported(redis_url: str) -> None:
 
 def test_a_server_that_is_gone_is_unavailable(private_redis: Any) -> None:
     """Every method raises the one error, with the driver's as its cause, counted; and works when the server is back."""
-    store = RedisStore(RedisConnection(private_redis.url))
+    store = RedisStore(RedisConnection(private_redis.url, retry_pause_s=0))
     store.put("key", b"1")
     private_redis.kill()
     calls = [
@@ -116,7 +116,7 @@ def test_a_server_that_is_gone_is_unavailable(private_redis: Any) -> None:
 def test_a_full_server_drops_the_old_value(private_redis: Any) -> None:
     """Where the server may not evict, a put that it refuses raises, and the older value is not served."""
     private_redis.restart("--maxmemory-policy", "noeviction")
-    store = RedisStore(RedisConnection(private_redis.url))
+    store = RedisStore(RedisConnection(private_redis.url, retry_pause_s=0))
     store.put("key", b"old")
     with redis.Redis.from_url(private_redis.url) as client:
         client.config_set("maxmemory", 1)

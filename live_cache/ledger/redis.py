@@ -61,7 +61,8 @@ class RedisLedger(Ledger):
         if not isinstance(store, RedisStore) or store.connection is not self.connection:
             return super().read_with_entry(dependencies, store, key)
         self.deliver()
-        value, *answers = self._run([("GET", store.full_key(key)), *map(self._reading_of, dependencies)])
+        commands = [("GET", store.full_key(key)), *map(self._reading_of, dependencies)]
+        value, *answers = self._run(commands, is_quick=True)
         readings = list(map(_reading, dependencies, answers))
         return readings, MISS if value is None else value
 
@@ -95,7 +96,8 @@ class RedisLedger(Ledger):
         self.connection.close()
 
     def _read(self, dependencies: Sequence[Dependency]) -> list[Reading]:
-        return list(map(_reading, dependencies, self._run([self._reading_of(d) for d in dependencies])))
+        answers = self._run([self._reading_of(dependency) for dependency in dependencies], is_quick=True)
+        return list(map(_reading, dependencies, answers))
 
     def _declare(self, changes: Mapping[str, frozenset[int]], intent_id: str, fence: str) -> None:
         self._run(
@@ -116,7 +118,10 @@ class RedisLedger(Ledger):
         )
 
     def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None) -> None:
-        self._run([(TICK, self._key(clock), intent_id or "", *slots) for clock, slots in changes.items()])
+        self._run(self._ticks(changes, intent_id))
+
+    def _tick_again(self, changes: Mapping[str, frozenset[int]], intent_id: str | None) -> None:
+        self._run(self._ticks(changes, intent_id), is_quick=True)
 
     def _retract(self, clocks: tuple[str, ...], intent_id: str) -> None:
         self._run([(TICK, self._key(clock), intent_id) for clock in clocks])
@@ -124,11 +129,14 @@ class RedisLedger(Ledger):
     def _reap(self, clock: str, intent_ids: frozenset[str], epoch: bytes | None) -> None:
         self._run([(REAP, self._key(clock), epoch or "", *intent_ids)])
 
-    def _run(self, commands: Sequence[Command]) -> list[Any]:
+    def _run(self, commands: Sequence[Command], *, is_quick: bool = False) -> list[Any]:
         if not commands:
             return []
-        with self.connection.translating(LedgerUnavailableError):
-            return self.connection.run(commands)
+        with self.connection.translating(LedgerUnavailableError, is_quick=is_quick):
+            return self.connection.run(commands, is_quick=is_quick)
+
+    def _ticks(self, changes: Mapping[str, frozenset[int]], intent_id: str | None) -> list[Command]:
+        return [(TICK, self._key(clock), intent_id or "", *slots) for clock, slots in changes.items()]
 
     def _reading_of(self, dependency: Dependency) -> Command:
         birth = os.urandom(16), self._lease_us

@@ -20,6 +20,7 @@ from live_cache.exceptions import InvalidKeyError, StoreUnsupportedError
 __all__ = [
     "MAX_KEY_BYTES",
     "MISS",
+    "AsyncKind",
     "FlushReport",
     "Missing",
     "Store",
@@ -44,6 +45,7 @@ class Miss(enum.Enum):
 
 MISS: Final = Miss.MISS
 Missing: TypeAlias = Literal[Miss.MISS]
+AsyncKind: TypeAlias = Literal["inline", "thread", "native"]
 
 # The longest key that every store holds as it is: 1,024 bytes is what zlayer's KvStore accepts, and
 # far below the 512 MB of Redis and the page size of SQLite.
@@ -86,6 +88,12 @@ class StoreMetrics:
     """Entries held now, or None where the store cannot tell."""
     size_bytes: int | None = None
     """Bytes held now, or None where the store cannot tell."""
+    breaker_opened: int = 0
+    """How often the store stopped answering, for stores with a circuit breaker."""
+    breaker_skipped: int = 0
+    """Calls that failed at once, because it had not answered just before."""
+    breaker_probed: int = 0
+    """Calls that tried whether it answers again."""
 
 
 def validate_key(key: str) -> str:
@@ -137,6 +145,13 @@ class Store(ABC):
     """Whether other processes of this host see the entries."""
     is_shared_by_hosts: bool
     """Whether processes of other hosts see the entries."""
+    async_kind: AsyncKind = "thread"
+    """
+    How the async twins work: ``inline`` in the event loop without waiting, in a ``thread`` (one per call), or
+    ``native`` by an asynchronous driver.
+    """
+    evicts_by: str = "nothing"
+    """What goes first when the store is full, in words: least recent use, time of the put, the server."""
 
     def get(self, key: str) -> bytes | Missing:
         """Return the value under *key*, or MISS. An expired value is never returned."""
