@@ -33,8 +33,8 @@ def prepare(cursor: Any) -> None:
 
 @lru_cache(maxsize=64)
 def _class_for(wrapper: Any, driver: Any) -> Any:
-    # Only what the driver has is defined: programs ask by hasattr() which driver it is.
-    methods = {name: method for name, method in _METHODS.items() if hasattr(driver, name)}
+    # Beside callproc(), which Django defines for all, only what the driver has: programs ask by hasattr() which it is.
+    methods = {name: method for name, method in _METHODS.items() if hasattr(wrapper, name) or hasattr(driver, name)}
     return type(wrapper.__name__, (wrapper,), {"__module__": wrapper.__module__, **methods}) if methods else wrapper
 
 
