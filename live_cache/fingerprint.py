@@ -27,6 +27,7 @@ from django.core.exceptions import FieldError
 from django.db import models
 from django.db.models import expressions
 from django.db.models.constants import LOOKUP_SEP
+from django.db.models.fields import related_lookups
 from django.db.models.sql import datastructures, where
 from django.db.models.sql.query import Query
 from django.db.models.sql.subqueries import AggregateQuery
@@ -129,7 +130,7 @@ class Walk:
         # Joins that nothing refers to are not in the SQL.
         parts.append(tuple(alias for alias, count in query.alias_refcount.items() if count))
         for name, item in names.items():
-            if name in _QUERY_IGNORED:
+            if name in _QUERY_IGNORED or name in _cached_names(cast("Hashable", type(query))):
                 continue
             if name not in _QUERY_KNOWN:
                 raise UncachableQueryError(f"The query has an attribute {name!r} that no plan knows.")
@@ -153,7 +154,7 @@ class Walk:
 
     def lookup(self, lookup: Any) -> Token:
         parts: list[Token] = [_class_name(type(lookup)), self.token(lookup.lhs)]
-        rhs = lookup.rhs
+        rhs = _right_side(lookup)
         if hasattr(rhs, "resolve_expression") or hasattr(rhs, "as_sql"):
             parts.append(self.token(rhs))
         else:
@@ -348,6 +349,21 @@ def _label(model: type[models.Model]) -> str:
         # Such as the models of a migration: same label, other columns.
         raise UncachableQueryError(f"{opts.label} is another model than the one that is installed under this name.")
     return opts.label
+
+
+def _right_side(lookup: Any) -> Any:
+    """Return the right side of *lookup*, with instances as the keys that Django takes of them when it compiles."""
+    rhs, lhs = lookup.rhs, lookup.lhs
+    if type(lookup).__module__ != related_lookups.__name__ or not isinstance(lhs, expressions.ColPairs):
+        return rhs
+    try:
+        if isinstance(rhs, models.Model):
+            return related_lookups.get_normalized_value(rhs, lhs)
+        if isinstance(lookup, related_lookups.RelatedIn) and isinstance(rhs, list | tuple):
+            return [related_lookups.get_normalized_value(value, lhs) for value in rhs]
+    except ValueError as error:  # of an unsaved instance; Django tells it to whoever evaluates this
+        raise UncachableQueryError(str(error)) from error
+    return rhs
 
 
 def _field_definition(field: Any) -> Token:

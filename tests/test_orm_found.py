@@ -13,8 +13,8 @@ from django.db.models.lookups import Exact
 from django.db.models.sql.where import WhereNode
 from django.test import override_settings
 
-from live_cache import live
-from tests.testapp.models import Author, Book, Tag
+from live_cache import live, recording
+from tests.testapp.models import Author, Book, Seat, Tag, Ticket
 
 
 class CountingRouter:
@@ -102,3 +102,31 @@ def test_what_is_not_asked_for_need_not_compile(alias: str, cache: str) -> None:
     assert tags.count() == 1
     with pytest.raises(ValueError, match="outer query"):
         list(tags)
+
+
+def test_instances_stand_for_their_keys_of_many_columns(alias: str, cache: str) -> None:
+    """A lookup over several columns holds the instance itself until it is compiled."""
+    seats = [Seat.objects.using(alias).create(hall="A", number=number) for number in (1, 2, 3)]
+    for seat in seats:
+        Ticket.objects.using(alias).create(seat=seat)
+    tickets = Ticket.objects.using(alias).order_by("number").values_list("number", flat=True)
+    for is_hit in (False, True):
+        with recording() as records:
+            assert [list(live(tickets.filter(seat=seat))) for seat in seats] == [[1], [2], [3]]
+            assert list(live(tickets.filter(seat__in=seats[1:]))) == [2, 3]
+            assert list(live(tickets.exclude(seat=seats[1]))) == [1, 3]
+        assert [record.is_hit for record in records] == [is_hit] * 5
+    with pytest.raises(ValueError, match="must be saved"):
+        list(live(tickets.filter(seat=Seat(hall="B"))))
+
+
+def test_what_a_query_remembers_of_itself_is_no_part_of_it(alias: str, cache: str) -> None:
+    """A Query is an expression too, which keeps what it was asked, such as whether it contains an aggregate."""
+    author = Author.objects.using(alias).create(name="Ann")
+    Book.objects.using(alias).create(title="One", author=author)
+    for is_hit in (False, True):
+        inner = Author.objects.using(alias).filter(name="Ann").values("pk")
+        assert not is_hit or inner.query.contains_aggregate is False
+        with recording() as records:
+            assert Book.objects.using(alias).filter(author__in=inner).live().count() == 1
+        assert [record.is_hit for record in records] == [is_hit]

@@ -37,6 +37,7 @@ __all__ = [
     "Seat",
     "Shelf",
     "Tag",
+    "Ticket",
     "Timestamped",
 ]
 
@@ -170,6 +171,14 @@ class Seat(models.Model):
     hall = models.CharField(max_length=20)
     number = models.IntegerField()
     taken = models.BooleanField(default=False)
+
+
+class Ticket(models.Model):
+    """Refers to a primary key of two columns."""
+
+    hall = models.CharField(max_length=20)
+    number = models.IntegerField()
+    seat = models.ForeignObject(Seat, models.CASCADE, from_fields=("hall", "number"), to_fields=("hall", "number"))
 
 
 class LoadedBook(models.Model):
