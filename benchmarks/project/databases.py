@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import secrets
@@ -97,10 +98,9 @@ def _administer(config: dict[str, Any], maintenance: str, sql: str) -> None:
         return
     if importlib.util.find_spec("MySQLdb") is None:
         servers.install_pymysql()
-    import MySQLdb  # mysqlclient, or PyMySQL in its place
-
+    driver = importlib.import_module("MySQLdb")  # mysqlclient, or PyMySQL in its place
     with closing(
-        MySQLdb.connect(host=host, port=int(port or 3306), user=config["USER"], password=config["PASSWORD"])
+        driver.connect(host=host, port=int(port or 3306), user=config["USER"], password=config["PASSWORD"])
     ) as mariadb:
         mariadb.cursor().execute(sql)
         mariadb.commit()

@@ -6,6 +6,8 @@ The rows that are read and written: each carries a version that grows by one wit
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from django.db import models
 
 __all__ = ["Item", "Maker", "Mark"]
@@ -13,6 +15,8 @@ __all__ = ["Item", "Maker", "Mark"]
 
 class Maker(models.Model):
     """Joined to its items."""
+
+    objects: ClassVar[models.Manager[Maker]] = models.Manager()
 
     version = models.PositiveIntegerField(default=0)
 
@@ -22,6 +26,8 @@ class Maker(models.Model):
 
 class Item(models.Model):
     """A row. Its group and its maker never change."""
+
+    objects: ClassVar[models.Manager[Item]] = models.Manager()
 
     maker = models.ForeignKey(Maker, on_delete=models.CASCADE)
     group = models.PositiveSmallIntegerField()
@@ -34,6 +40,8 @@ class Item(models.Model):
 
 class Mark(models.Model):
     """The last operation that a writer has committed, one row per writer: tells after a kill what became of it."""
+
+    objects: ClassVar[models.Manager[Mark]] = models.Manager()
 
     operation = models.BigIntegerField(default=0)
 
