@@ -24,7 +24,7 @@ from benchmarks.project.answers import SHELVES
 from benchmarks.project.errors import BenchmarkError
 from benchmarks.project.runs import Bench, add_options, is_child, print_table, run_child, run_systems
 from benchmarks.project.shared import Cells
-from benchmarks.project.workers import Workers
+from benchmarks.project.workers import Workers, is_orphan
 
 __all__ = ["main"]
 
@@ -124,7 +124,7 @@ def _read(number: int, control: Cells, readers: Cells) -> None:
     from benchmarks.project.asking import Statements
 
     statements = Statements()
-    while not control.get(0, STOP):
+    while not control.get(0, STOP) and not is_orphan():
         step = control.get(0, STEP)
         if step % 3 != RUN and readers.get(number, DONE_STEP) == step:
             time.sleep(0.0001)

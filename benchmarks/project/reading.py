@@ -14,6 +14,7 @@ from benchmarks.project.book import ASKED, ERRORS, HITS, READS, RUN, STALE, STOP
 from benchmarks.project.models import Item
 from benchmarks.project.questions import Question, questions
 from benchmarks.project.systems import current
+from benchmarks.project.workers import is_orphan
 
 __all__ = ["Reader"]
 
@@ -51,7 +52,7 @@ class Reader:
 
     def run(self) -> None:
         """Read until the writers have stopped, and then everything once more."""
-        while self.book.phase == RUN:
+        while self.book.phase == RUN and not is_orphan():
             if self.in_snapshots and self.chance.random() < 0.2:
                 self._read_in_snapshot()
             elif not self.in_snapshots and connection.vendor != "sqlite" and self.chance.random() < 0.1:
@@ -60,7 +61,7 @@ class Reader:
                         self._read(self.book.floors())
             else:
                 self._read(self.book.floors())
-        while self.book.phase != STOPPED_READERS:
+        while self.book.phase != STOPPED_READERS and not is_orphan():
             time.sleep(0.001)
         self._read_everything()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,8 @@ def run_systems(program: str, options: argparse.Namespace) -> list[Result]:
     Raises:
         BenchmarkError: A run was not possible, or did not end well.
     """
+    # A program that is told to end drops its database and stops its servers first.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     names = ["live_cache"]
     for name in PEERS if options.peers else ():
         if SYSTEMS[name].is_installed:

@@ -10,7 +10,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Workers", "close_everything"]
+__all__ = ["Workers", "close_everything", "is_orphan"]
+
+_parent: list[int] = []
+
+
+def is_orphan() -> bool:
+    """Return whether the process that started this worker is gone, so that nobody will ever tell it to stop."""
+    return bool(_parent) and os.getppid() != _parent[0]
 
 
 class Workers:
@@ -29,10 +36,12 @@ class Workers:
         """
         sys.stdout.flush()
         sys.stderr.flush()
+        starter = os.getpid()
         pid = os.fork()
         if pid:
             self._pids.add(pid)
             return pid
+        _parent[:] = [starter]
         status = 1
         try:
             function(*arguments)

@@ -19,6 +19,7 @@ from benchmarks.project.answers import ITEMS, ROWS, SHELVES, group_of
 from benchmarks.project.book import COMMITS, FAILURES, OPERATION, ROLLBACKS, RUN, Book
 from benchmarks.project.models import Item, Maker, Mark
 from benchmarks.project.systems import current
+from benchmarks.project.workers import is_orphan
 
 __all__ = ["Writer"]
 
@@ -63,10 +64,10 @@ class Writer:
     def run(self, *, pause_s: float) -> None:
         """Write until the book says stop: a few times without a pause, then one of up to *pause_s*, and again."""
         self.find_outcome()
-        while self.book.phase == RUN:
+        while self.book.phase == RUN and not is_orphan():
             if self.chance.random() < 0.3:
                 time.sleep(pause_s * self.chance.random())
-            while self.book.is_quiet and self.book.phase == RUN:
+            while self.book.is_quiet and self.book.phase == RUN and not is_orphan():
                 time.sleep(0.001)
             try:
                 self.chance.choice(self.writes)()
