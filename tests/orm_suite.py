@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -64,8 +65,8 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _settings(database: str) -> str:
-    """Return the source of a settings module for Django's tests."""
+def _settings(database: str, mode: str) -> str:
+    """Return the source of a settings module for Django's tests. Each mode has test databases of its own."""
     databases: dict[str, dict[str, Any]] = {}
     for alias in ("default", "other"):
         databases[alias] = {"ENGINE": f"django.db.backends.{_ENGINES[database]}"}
@@ -73,7 +74,9 @@ def _settings(database: str) -> str:
             server = servers.discover().get(database)
             if server is None:
                 raise SystemExit(f"{database} is missing: {servers.MISSING[database].reason}")
-            name = f"live_cache_orm_{os.getpid()}_{alias}"
+            host = "".join(c for c in socket.gethostname().lower() if c.isalnum())[:12]
+            # tests/leftovers.py knows this form, and removes what a killed run leaves.
+            name = f"live_cache_{host}_{os.getpid()}_{mode}_{alias}"
             databases[alias] |= {"NAME": name, "HOST": server.host, "PORT": server.port, "USER": server.user}
             databases[alias] |= {"PASSWORD": server.password, "TEST": {"NAME": f"test_{name}"}}
     caches = {
@@ -95,29 +98,36 @@ class Runs:
 
     def __init__(self, directory: Path, database: str) -> None:
         self.directory = directory
+        self.database = database
         self.suite = django_tests()
-        (directory / "orm_suite_settings.py").write_text(_settings(database))
 
-    def run(self, mode: str, labels: list[str]) -> dict[str, Any]:
-        """Run *labels* in a mode of orm_suite_child.py and return what it has written."""
-        output, log = self.directory / f"{mode}.json", self.directory / f"{mode}.log"
-        output.unlink(missing_ok=True)
+    def run(self, labels: list[str], *modes: str) -> list[dict[str, Any]]:
+        """Run *labels* in these modes of orm_suite_child.py, side by side, and return what each has written."""
+        _say(f"-> Django's tests: {' and '.join(modes)} ...")
+        processes = [self._start(mode, labels) for mode in modes]
+        for process in processes:
+            process.wait()
+        return [self._result(mode) for mode in modes]
+
+    def _start(self, mode: str, labels: list[str]) -> subprocess.Popen[bytes]:
+        module = f"orm_suite_settings_{mode}"
+        (self.directory / f"{module}.py").write_text(_settings(self.database, mode))
         temporary = self.directory / mode
-        temporary.mkdir(exist_ok=True)
+        temporary.mkdir()
         environment = os.environ | {
             "PYTHONPATH": str(self.directory),
-            "DJANGO_SETTINGS_MODULE": "orm_suite_settings",
+            "DJANGO_SETTINGS_MODULE": module,
             "TMPDIR": str(temporary),
         }
-        _say(f"-> Django's tests, {mode} ...")
-        with log.open("w") as stream:
-            command = [sys.executable, str(CHILD), mode, str(self.suite), str(output), *labels]
-            subprocess.run(command, env=environment, stdout=stream, stderr=subprocess.STDOUT, check=False)
-        if not output.exists():
-            raise SystemExit(f"The run {mode!r} ended early:\n{log.read_text()[-3000:]}")
-        result: dict[str, Any] = json.loads(output.read_text())
+        command = [sys.executable, str(CHILD), mode, str(self.suite), str(self.directory / f"{mode}.json"), *labels]
+        with (self.directory / f"{mode}.log").open("w") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    def _result(self, mode: str) -> dict[str, Any]:
+        output = self.directory / f"{mode}.json"
+        result: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {"outcomes": {}}
         if not result["outcomes"]:
-            raise SystemExit(f"The run {mode!r} ran no test:\n{log.read_text()[-3000:]}")
+            raise SystemExit(f"The run {mode!r} ran no test:\n{(self.directory / f'{mode}.log').read_text()[-3000:]}")
         return result
 
 
@@ -143,8 +153,8 @@ def _sort(runs: Runs, plain: dict[str, Any], lived: dict[str, Any]) -> dict[str,
     # By class: some tests lean on what the ones before them have left.
     suspects = [name for name, verdict in verdicts.items() if verdict == "failed" and "(" not in name]
     if suspects:
-        again = runs.run("uncounted", sorted({name.rpartition(".")[0] for name in suspects}))["outcomes"]
-        verdicts |= {name: "counted" for name in suspects if again.get(name, [""])[0] == "passed"}
+        (again,) = runs.run(sorted({name.rpartition(".")[0] for name in suspects}), "uncounted")
+        verdicts |= {name: "counted" for name in suspects if again["outcomes"].get(name, [""])[0] == "passed"}
     return verdicts
 
 
@@ -181,8 +191,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix=f"live-cache-tests-{os.getpid()}-") as directory:
         runs = Runs(Path(directory), options.database)
         labels = options.labels or [app for app in APPS if (runs.suite / app).is_dir()]
-        plain = runs.run("plain", labels)
-        lived = runs.run("live", labels)
+        plain, lived = runs.run(labels, "plain", "live")
         verdicts = _sort(runs, plain, lived)
     _report(lived, verdicts)
     failed = sum(verdict == "failed" for verdict in verdicts.values())
