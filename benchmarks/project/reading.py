@@ -96,17 +96,17 @@ class Reader:
     def _read_everything(self) -> None:
         """Ask every question through the cache, with nobody writing, and compare with the database."""
         for question in self.questions:
-            for _ in range(2):
-                self._compare(question)
+            is_wrong = [self._is_wrong(question) for _ in range(2)]
+            self.book.readers.add(self.slot, WRONG, any(is_wrong))
             self.book.readers.add(self.slot, ASKED, 1)
 
-    def _compare(self, question: Question) -> None:
+    def _is_wrong(self, question: Question) -> bool:
         answer = question.ask(self.system.cached)
         with self.system.truth():
             truth = question.ask(_plain)
         if answer != truth:
-            self.book.readers.add(self.slot, WRONG, 1)
             self._sample(f"at the end, {question.name}: {answer}, not {truth}")
+        return bool(answer != truth)
 
     def _sample(self, text: str) -> None:
         if self.samples.exists() and len(self.samples.read_text().splitlines()) >= _MAX_SAMPLES:

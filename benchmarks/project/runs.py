@@ -62,8 +62,7 @@ def run_systems(program: str, options: argparse.Namespace) -> list[Result]:
     Raises:
         BenchmarkError: A run was not possible, or did not end well.
     """
-    # A program that is told to end drops its database and stops its servers first.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    _end_in_order()
     names = ["live_cache"]
     for name in PEERS if options.peers else ():
         if SYSTEMS[name].is_installed:
@@ -90,9 +89,15 @@ def _run_system(program: str, system: str, options: argparse.Namespace) -> Resul
             "DJANGO_SETTINGS_MODULE": "benchmarks.project.settings",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")])),
         }
-        ended = subprocess.run([sys.executable, "-m", program], env=environment, check=False)
-        if ended.returncode or not result.exists():
-            raise BenchmarkError(f"The run of {system} ended with status {ended.returncode}.")
+        child = subprocess.Popen([sys.executable, "-m", program], env=environment)
+        try:
+            status = child.wait()
+        except BaseException:
+            child.terminate()
+            child.wait()
+            raise
+        if status or not result.exists():
+            raise BenchmarkError(f"The run of {system} ended with status {status}.")
         return {"system": system, **json.loads(result.read_text())}
 
 
@@ -124,6 +129,7 @@ class Bench:
 
 def run_child(run: Callable[[Bench], Mapping[str, Any]]) -> int:
     """Set Django up for the system of this process, make the tables, and call *run*; keep what it returns."""
+    _end_in_order()
     bench = Bench()
     try:
         import django
@@ -145,6 +151,11 @@ def run_child(run: Callable[[Bench], Mapping[str, Any]]) -> int:
     finally:
         bench.close()
     return 0
+
+
+def _end_in_order() -> None:
+    """Let SIGTERM raise SystemExit, so that databases are dropped and servers and workers stopped first."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def print_table(results: Sequence[Result], columns: Mapping[str, str]) -> None:
