@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from live_cache.testing.capabilities import MEASURED, table
 from tests import server_programs, servers, settings
 from tests.cache_kinds import CACHE_KINDS, caches_of
 from tests.gate import FileGate, Gate
@@ -42,7 +43,11 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name them again, where the result is read."""
+    """Name them again, where the result is read, after what the stores were found to do."""
+    if MEASURED:
+        terminalreporter.section("stores")
+        for line in table(MEASURED):
+            terminalreporter.line(line)
     terminalreporter.section("servers")
     for line in servers.describe():
         terminalreporter.line(line, red="MISSING" in line)

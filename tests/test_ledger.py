@@ -13,7 +13,7 @@ from live_cache.exceptions import ConfigurationError, LedgerUnavailableError
 from live_cache.ledger import base
 from live_cache.ledger.base import Dependency, Intent, Reading, Stamp, is_fresh, slot_of, take_stamps
 from live_cache.ledger.process import ProcessLedger
-from live_cache.ledger_testing import CLOCK, LedgerSuite
+from live_cache.testing.ledgers import CLOCK, LedgerSuite
 
 E1, E2 = b"1" * 16, b"2" * 16
 DEPENDENCY = Dependency("c", (0, 5))

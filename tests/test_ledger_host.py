@@ -24,7 +24,7 @@ from live_cache.exceptions import ConfigurationError, LedgerUnavailableError
 from live_cache.ledger import host, host_files
 from live_cache.ledger.base import NEWBORN, Dependency, Reading, is_fresh, take_stamps
 from live_cache.ledger.host import HostLedger
-from live_cache.ledger_testing import CLOCK, LedgerSuite
+from live_cache.testing.ledgers import CLOCK, LedgerSuite
 
 DEPENDENCY = Dependency(CLOCK, (0, 5, 6))
 ROOT = Path(__file__).parent.parent

@@ -15,10 +15,10 @@ import pytest
 from live_cache.exceptions import LedgerUnavailableError
 from live_cache.ledger.base import NEWBORN, Dependency, Reading, is_fresh, take_stamps
 from live_cache.ledger.redis import RedisLedger
-from live_cache.ledger_testing import CLOCK, LedgerSuite
 from live_cache.redis_connection import RedisConnection
 from live_cache.stores.base import MISS
 from live_cache.stores.redis import RedisStore
+from live_cache.testing.ledgers import CLOCK, LedgerSuite
 from tests import server_programs
 
 DEPENDENCY = Dependency(CLOCK, (0, 5))

@@ -19,7 +19,9 @@ import pytest
 from live_cache.exceptions import ConfigurationError, MissingExtraError, QuotaExceededError, StoreUnavailableError
 from live_cache.stores import disk
 from live_cache.stores.base import MISS
+from live_cache.stores.breaker import CircuitBreaker
 from live_cache.stores.disk import DiskStore
+from tests.deep import deep
 from tests.test_store_memory import run_in_fork
 from tests.test_stores import Clock, peek_disk, poke_disk
 
@@ -234,19 +236,29 @@ class TestFailures:
         other.close()
 
     def test_a_lock_that_is_never_released_is_an_error(self, store: DiskStore, directory: Path) -> None:
-        """A writer gives up after its timeout, and does not lose the value in silence."""
+        """A writer gives up after its timeout, the next ones at once until a probe gets through; readers never wait."""
+        now_s = [0.0]
         store.put("key", b"1")
         store.close()
         store._file._timeout_s = 0.2
+        store._file.breaker = CircuitBreaker(clock=lambda: now_s[0])
         other = sqlite3.connect(directory / "cache.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         started_s = time.monotonic()
         with pytest.raises(StoreUnavailableError, match="locked"):
             store.delete("key")
-        assert time.monotonic() - started_s < 10
+        for _ in range(200):
+            with pytest.raises(StoreUnavailableError, match="in vain"):
+                store.put("key", b"2")
+        assert time.monotonic() - started_s < 20  # Two hundred waits would take twice as long.
+        assert store.get("key") == b"1"
         other.execute("ROLLBACK")
         other.close()
+        now_s[0] += 1
         assert store.delete("key") is True
+        metrics = store.metrics()
+        assert (metrics.breaker_opened, metrics.breaker_skipped, metrics.breaker_probed) == (1, 200, 1)
+        assert (metrics.errors, metrics.puts, metrics.deletes) == (201, 1, 1)
 
     def test_without_diskcache_it_names_the_extra(self, directory: Path, monkeypatch: Any) -> None:
         """The error says what to install."""
@@ -265,7 +277,7 @@ class TestProcesses:
 
         def work(number: int) -> None:
             store = DiskStore(directory)
-            end_s = time.monotonic() + 2
+            end_s = time.monotonic() + deep(2, 60)
             turn = 0
             while time.monotonic() < end_s:
                 turn += 1
@@ -281,7 +293,7 @@ class TestProcesses:
         for process in processes:
             process.start()
         for process in processes:
-            process.join(60)
+            process.join(deep(60, 180))
         assert [process.exitcode for process in processes] == [0] * 8
         store = DiskStore(directory)
         assert sorted(store.keys()) == [f"done/{number}" for number in range(8)]
@@ -291,7 +303,7 @@ class TestProcesses:
     def test_a_killed_writer_leaves_nothing_torn(self, directory: Path) -> None:
         """After SIGKILL in the middle of writes, each value is whole, and none is older than what was reported."""
         store = DiskStore(directory)
-        for _ in range(6):
+        for _ in range(deep(6, 200)):
             reading, writing = os.pipe()
             child = os.fork()
             if child == 0:

@@ -87,6 +87,47 @@ def test_each_reason_of_eviction_is_counted(use_cachebox: bool) -> None:
     assert list(store.keys()) == ["d"]
 
 
+def test_quotas_are_for_new_keys(use_cachebox: bool) -> None:
+    """A store that evicts nothing refuses a new key when it is full; what is there is replaced, and makes room."""
+    now_s = [0.0]
+    store = MemoryStore(max_entries=2, evicts=False, clock=lambda: now_s[0], use_cachebox=use_cachebox)
+    store.put("a", b"1", timeout_s=5)
+    store.put("b", b"1")
+    for call in (
+        lambda: store.put("c", b"1"),
+        lambda: store.increment("c", default=0),
+        lambda: store.compare_and_swap("c", None, b"1"),
+    ):
+        with pytest.raises(QuotaExceededError, match="2 of 2 entries"):
+            call()
+    store.put("b", b"2")
+    assert store.increment("b") == 3
+    assert store.compare_and_swap("b", b"3", b"4") is True
+    assert store.get_many("abc") == {"a": b"1", "b": b"4"}
+    assert (store.metrics().rejected_puts, store.metrics().evictions) == (3, {})
+    now_s[0] = 5.0
+    store.put("c", b"1")
+    assert store.metrics().evictions == {"expired": 1}
+    assert store.delete("b") is True
+    store.put("d", b"1")
+    assert sorted(store.keys()) == ["c", "d"]
+
+
+def test_a_quota_of_bytes_is_for_all(use_cachebox: bool) -> None:
+    """A value that no longer fits beside the others is refused, and its older one is not served."""
+    store = MemoryStore(max_bytes=5000, evicts=False, use_cachebox=use_cachebox)
+    store.put("a", bytes(3000))
+    with pytest.raises(QuotaExceededError, match="evicts nothing"):
+        store.put("b", bytes(3000))
+    store.put("b", b"1")
+    store.put("b", bytes(1000))
+    with pytest.raises(QuotaExceededError):
+        store.put("b", bytes(3000))
+    assert store.get("b") is MISS
+    assert store.get("a") == bytes(3000)
+    assert store.metrics().evictions == {"rejected": 1}
+
+
 def test_only_bytes_are_stored(use_cachebox: bool) -> None:
     """A bytearray could change in the store."""
     store = MemoryStore(use_cachebox=use_cachebox)

@@ -19,6 +19,7 @@ from live_cache.stores.null import NullStore
 from live_cache.stores.redis import RedisStore
 from live_cache.stores.tiered import TieredStore
 from live_cache.testing import StoreSuite
+from live_cache.testing.capabilities import MEASURED
 
 
 class Clock:
@@ -39,6 +40,13 @@ class _ClockSuite(StoreSuite):
 
     def advance(self, seconds: float) -> None:
         self.clock.now_s += seconds
+
+    def test_capabilities(self, store: Store, tmp_path: Path) -> None:
+        """The row of the store in docs/reference/stores.md is what was found out."""
+        super().test_capabilities(store, tmp_path)
+        if self.label:
+            page = (Path(__file__).parent.parent / "docs/reference/stores.md").read_text()
+            assert f"| {' | '.join(MEASURED[self.label])} |" in page.splitlines()
 
 
 def peek_disk(store: DiskStore, key: str) -> bytes | None:
@@ -117,6 +125,7 @@ class _RedisSuite(_ClockSuite):
 class TestMemoryStore(_ClockSuite):
     """Memory over cachebox."""
 
+    label = "memory"
     oversized_bytes = 2_000_000
     use_cachebox = True
 
@@ -136,12 +145,14 @@ class TestMemoryStore(_ClockSuite):
 class TestMemoryStoreWithoutCachebox(TestMemoryStore):
     """Memory over the plain map."""
 
+    label = "memory without cachebox"
     use_cachebox = False
 
 
 class TestDiskStore(_ClockSuite):
     """Disk."""
 
+    label = "disk"
     oversized_bytes = 2_000_000
 
     def make_store(self, tmp_path: Path) -> DiskStore:
@@ -159,6 +170,8 @@ class TestDiskStore(_ClockSuite):
 class TestRedisStore(_RedisSuite):
     """Redis."""
 
+    label = "redis"
+
     def make_store(self, tmp_path: Path) -> RedisStore:
         return self.redis.make_store()
 
@@ -166,6 +179,7 @@ class TestRedisStore(_RedisSuite):
 class TestMemoryOverDisk(_ClockSuite):
     """Memory before disk."""
 
+    label = "memory, disk"
     oversized_bytes = 2_000_000
 
     def make_store(self, tmp_path: Path) -> TieredStore:
@@ -186,12 +200,16 @@ class TestMemoryOverDisk(_ClockSuite):
 class TestMemoryOverRedis(_RedisSuite):
     """Memory before Redis."""
 
+    label = "memory, redis"
+
     def make_store(self, tmp_path: Path) -> TieredStore:
         return TieredStore([MemoryStore(clock=self.clock, max_entries=50), self.redis.make_store()])
 
 
 class TestMemoryOverDiskOverRedis(_RedisSuite):
     """Three tiers."""
+
+    label = "memory, disk, redis"
 
     def make_store(self, tmp_path: Path) -> TieredStore:
         disk = DiskStore(tmp_path / "disk", clock=self.clock)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, ParamSpec, TypeAlias, TypeVar
 
 from asgiref.sync import sync_to_async
 
@@ -30,6 +30,9 @@ __all__ = [
     "validate_key",
 ]
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class Miss(enum.Enum):
     """The type of MISS."""
@@ -45,7 +48,7 @@ class Miss(enum.Enum):
 
 MISS: Final = Miss.MISS
 Missing: TypeAlias = Literal[Miss.MISS]
-AsyncKind: TypeAlias = Literal["inline", "thread", "native"]
+AsyncKind: TypeAlias = Literal["inline", "thread", "native", "tiers"]
 
 # The longest key that every store holds as it is: 1,024 bytes is what zlayer's KvStore accepts, and
 # far below the 512 MB of Redis and the page size of SQLite.
@@ -147,8 +150,8 @@ class Store(ABC):
     """Whether processes of other hosts see the entries."""
     async_kind: AsyncKind = "thread"
     """
-    How the async twins work: ``inline`` in the event loop without waiting, in a ``thread`` (one per call), or
-    ``native`` by an asynchronous driver.
+    How the async twins work: ``inline`` in the event loop without waiting, in a ``thread`` (one per call), ``native``
+    by an asynchronous driver, or as the ``tiers`` do.
     """
     evicts_by: str = "nothing"
     """What goes first when the store is full, in words: least recent use, time of the put, the server."""
@@ -258,71 +261,76 @@ class Store(ABC):
 
     async def aget(self, key: str) -> bytes | Missing:
         """See get()."""
-        return await sync_to_async(self.get, thread_sensitive=False)(key)
+        return await self._twin(self.get, key)
 
     async def aget_with_expiry(self, key: str) -> StoredValue | Missing:
         """See get_with_expiry()."""
-        return await sync_to_async(self.get_with_expiry, thread_sensitive=False)(key)
+        return await self._twin(self.get_with_expiry, key)
 
     async def aget_many(self, keys: Iterable[str]) -> dict[str, bytes]:
         """See get_many()."""
-        return await sync_to_async(self.get_many, thread_sensitive=False)(keys)
+        return await self._twin(self.get_many, keys)
 
     async def aput(self, key: str, value: bytes, *, timeout_s: float | None = None) -> None:
         """See put()."""
-        await sync_to_async(self.put, thread_sensitive=False)(key, value, timeout_s=timeout_s)
+        await self._twin(self.put, key, value, timeout_s=timeout_s)
 
     async def aput_many(self, items: Mapping[str, bytes], *, timeout_s: float | None = None) -> None:
         """See put_many()."""
-        await sync_to_async(self.put_many, thread_sensitive=False)(items, timeout_s=timeout_s)
+        await self._twin(self.put_many, items, timeout_s=timeout_s)
 
     async def adelete(self, key: str) -> bool:
         """See delete()."""
-        return await sync_to_async(self.delete, thread_sensitive=False)(key)
+        return await self._twin(self.delete, key)
 
     async def adelete_many(self, keys: Iterable[str]) -> int:
         """See delete_many()."""
-        return await sync_to_async(self.delete_many, thread_sensitive=False)(keys)
+        return await self._twin(self.delete_many, keys)
 
     async def aexists(self, key: str) -> bool:
         """See exists()."""
-        return await sync_to_async(self.exists, thread_sensitive=False)(key)
+        return await self._twin(self.exists, key)
 
     async def akeys(self, prefix: str = "") -> list[str]:
         """See keys(). Returns a list."""
-        return await sync_to_async(lambda: list(self.keys(prefix)), thread_sensitive=False)()
+        return await self._twin(lambda: list(self.keys(prefix)))
 
     async def ainvalidate_prefix(self, prefix: str) -> int:
         """See invalidate_prefix()."""
-        return await sync_to_async(self.invalidate_prefix, thread_sensitive=False)(prefix)
+        return await self._twin(self.invalidate_prefix, prefix)
 
     async def aincrement(self, key: str, delta: int = 1, *, default: int | None = None) -> int | Missing:
         """See increment()."""
-        return await sync_to_async(self.increment, thread_sensitive=False)(key, delta, default=default)
+        return await self._twin(self.increment, key, delta, default=default)
 
     async def acompare_and_swap(
         self, key: str, expected: bytes | None, value: bytes, *, timeout_s: float | None = None
     ) -> bool:
         """See compare_and_swap()."""
-        swap = sync_to_async(self.compare_and_swap, thread_sensitive=False)
-        return await swap(key, expected, value, timeout_s=timeout_s)
+        return await self._twin(self.compare_and_swap, key, expected, value, timeout_s=timeout_s)
 
     async def atouch(self, key: str, timeout_s: float | None) -> bool:
         """See touch()."""
-        return await sync_to_async(self.touch, thread_sensitive=False)(key, timeout_s)
+        return await self._twin(self.touch, key, timeout_s)
 
     async def aclear(self) -> None:
         """See clear()."""
-        await sync_to_async(self.clear, thread_sensitive=False)()
+        await self._twin(self.clear)
 
     async def alen(self) -> int:
         """See len()."""
-        return await sync_to_async(self.len, thread_sensitive=False)()
+        return await self._twin(self.len)
 
     async def aflush(self) -> FlushReport:
         """See flush()."""
-        return await sync_to_async(self.flush, thread_sensitive=False)()
+        return await self._twin(self.flush)
 
     async def aclose(self) -> None:
         """See close()."""
-        await sync_to_async(self.close, thread_sensitive=False)()
+        await self._twin(self.close)
+
+    async def _twin(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call *method*, in a thread unless it waits for nothing."""
+        if self.async_kind == "inline":
+            return method(*args, **kwargs)
+        return await sync_to_async(method, thread_sensitive=False)(*args, **kwargs)

@@ -108,13 +108,15 @@ class DiskStore(Store):
     diskcache makes the file and its tables and says how a value stands in a row. The statements are our own, since
     its own retry a read-only disk for ever, take the time from nowhere but time.time(), and know no prefixes.
 
-    An accepted value survives a killed process; after flush() it survives a power cut. A writer waits up to 60 seconds
-    for the others. A damaged file raises StoreUnavailableError at each use until somebody removes the directory, which
-    holds nothing but copies; the message says so. Not for network file systems: WAL needs shared memory.
+    An accepted value survives a killed process; after flush() it survives a power cut. A writer waits up to *timeout_s*
+    for the others; when that was in vain, the next give up at once, until a probe gets through. A damaged file raises
+    StoreUnavailableError at each use until somebody removes the directory, which holds nothing but copies; the message
+    says so. Not for network file systems: WAL needs shared memory.
 
     Args:
         directory: Where the file is, of this store alone. Created with mode 0700.
         max_bytes: Most bytes the file's used pages may take, about 50 kB of its own included.
+        timeout_s: Seconds that a writer waits for other writers.
         clock: Seconds since the epoch, as all processes that share the directory have it.
 
     Raises:
@@ -124,9 +126,15 @@ class DiskStore(Store):
 
     is_shared_by_processes = True
     is_shared_by_hosts = False
+    evicts_by = "time of the put"
 
     def __init__(
-        self, directory: str | Path, *, max_bytes: int = 1024 * 1024 * 1024, clock: Callable[[], float] = time.time
+        self,
+        directory: str | Path,
+        *,
+        max_bytes: int = 1024 * 1024 * 1024,
+        timeout_s: float = 10.0,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         expanded = os.path.abspath(os.path.expandvars(os.path.expanduser(directory)))
         if os.path.expandvars(expanded) != expanded:  # diskcache expands again, and would use another directory.
@@ -137,7 +145,9 @@ class DiskStore(Store):
         self._clock = clock
         self._disk = _driver()[1](expanded)
         # Without a reference to this store, so that no cycle keeps connections open until the collector comes.
-        self._file = SqliteFile(self.directory / "cache.db", prepare=partial(_lay_out, self.directory, max_bytes))
+        self._file = SqliteFile(
+            self.directory / "cache.db", prepare=partial(_lay_out, self.directory, max_bytes), timeout_s=timeout_s
+        )
         self._counters = StoreCounters()
 
     def get(self, key: str) -> bytes | Missing:
@@ -298,8 +308,13 @@ class DiskStore(Store):
             ((entries,),) = self._file.read(partial(_fetch_all, _COUNT, ()))
             size_bytes = self._file.read(_volume)
         except StoreUnavailableError:
-            return self._counters.snapshot()
-        return self._counters.snapshot(entries=entries, size_bytes=size_bytes)
+            entries = size_bytes = None
+        metrics = self._counters.snapshot(entries=entries, size_bytes=size_bytes)
+        breaker = self._file.breaker
+        metrics.breaker_opened = breaker.opened.value
+        metrics.breaker_skipped = breaker.skipped.value
+        metrics.breaker_probed = breaker.probed.value
+        return metrics
 
     def close(self) -> None:
         """Close the connections of this process."""

@@ -107,12 +107,16 @@ class MemoryStore(ForkAware, Store):
     Args:
         max_entries: Most entries to hold.
         max_bytes: Most bytes to hold, keys and about 160 bytes of overhead per entry included.
+        evicts: False makes the bounds quotas: what does not fit raises QuotaExceededError, once expired entries have
+            made room. The number of entries matters to new keys only.
         clock: Seconds that only grow.
         use_cachebox: True demands cachebox, False the plain map. None takes cachebox where it is installed.
     """
 
     is_shared_by_processes = False
     is_shared_by_hosts = False
+    async_kind = "inline"
+    evicts_by = "least recent use"
 
     def __init__(
         self,
@@ -120,12 +124,16 @@ class MemoryStore(ForkAware, Store):
         *,
         max_entries: int = 10_000,
         max_bytes: int = 64 * 1024 * 1024,
+        evicts: bool = True,
         clock: Callable[[], float] = time.monotonic,
         use_cachebox: bool | None = None,
     ) -> None:
         self.name = name
         self.max_entries = max_entries
         self.max_bytes = max_bytes
+        self.evicts = evicts
+        if not evicts:
+            self.evicts_by = "nothing"
         self._clock = clock
         self._entries = _make_entries(use_cachebox=use_cachebox)
         self._size_bytes = 0
@@ -316,14 +324,39 @@ class MemoryStore(ForkAware, Store):
                 f"The value for {key!r} takes {size_bytes} bytes; "
                 f"the store {self.name!r} holds at most {self.max_bytes} in all."
             )
+        if not self.evicts:
+            self._refuse_if_full(key, size_bytes)
         self._size_bytes += size_bytes
         replaced = self._entries.insert(key, (value, deadline, size_bytes))
         if replaced is not None:
             self._size_bytes -= replaced[2]
+        if not self.evicts:
+            return
         while self._size_bytes > self.max_bytes:
             self._evict("bytes")
         while len(self._entries) > self.max_entries:
             self._evict("entries")
+
+    def _refuse_if_full(self, key: str, size_bytes: int) -> None:
+        held = self._entries.peek(key)
+        more_entries, more_bytes = (1, size_bytes) if held is None else (0, size_bytes - held[2])
+
+        def is_full() -> bool:
+            entries, bytes_held = len(self._entries) + more_entries, self._size_bytes + more_bytes
+            return (entries > self.max_entries and more_entries > 0) or bytes_held > self.max_bytes
+
+        if is_full():
+            for other in list(self._entries.keys()):
+                if other != key:
+                    self._live(other)
+        if is_full():
+            self._counters.rejected_puts.add_one()
+            if self._drop(key):
+                self._counters.count_evictions("rejected")
+            raise QuotaExceededError(
+                f"There is no room for {key!r}: the store {self.name!r} holds {len(self._entries)} of "
+                f"{self.max_entries} entries, {self._size_bytes} of {self.max_bytes} bytes, and evicts nothing."
+            )
 
     def _evict(self, reason: str) -> None:
         _, entry = self._entries.popitem()

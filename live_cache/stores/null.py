@@ -23,6 +23,7 @@ class NullStore(Store):
 
     is_shared_by_processes = False
     is_shared_by_hosts = False
+    async_kind = "inline"
 
     def __init__(self, name: str = "null") -> None:
         self.name = name

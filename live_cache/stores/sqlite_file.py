@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from live_cache.exceptions import StoreUnavailableError
+from live_cache.stores.breaker import CircuitBreaker
 from live_cache.stores.forks import ForkAware
 
 __all__ = ["SqliteFile"]
@@ -42,12 +43,16 @@ class SqliteFile(ForkAware):
         path: The file. Its directory is created for this user alone.
         prepare: Called when the directory is there, before the first connection: makes the tables.
         timeout_s: Seconds to wait for the lock of another writer.
+
+    A writer that waited in vain opens a circuit breaker for writers: whoever holds the lock may be stopped, or gone for
+    good. Readers wait for no writer.
     """
 
     def __init__(self, path: Path, *, prepare: Callable[[], None], timeout_s: float = 60.0) -> None:
         self.path = path
         self._prepare = prepare
         self._timeout_s = timeout_s
+        self.breaker = CircuitBreaker()
         self._preparing = threading.Lock()
         self._changed = threading.Condition()
         self._idle: list[sqlite3.Connection] = []
@@ -110,7 +115,19 @@ class SqliteFile(ForkAware):
                     connection.execute("PRAGMA synchronous = NORMAL")
             return result
 
-        return self.read(run)
+        turn = self.breaker.admit()
+        if turn is None:
+            raise StoreUnavailableError(
+                f"Writers to {self.path} waited in vain lately. It is tried again after a pause."
+            )
+        try:
+            result = self.read(run)
+        except StoreUnavailableError as error:
+            if _error_code(error.__cause__) in _BUSY_CODES:
+                self.breaker.fail(turn)
+            raise
+        self.breaker.succeed(turn)
+        return result
 
     def close(self) -> None:
         """Close every connection; those in use, when they are given back. The next use opens new ones."""
@@ -236,7 +253,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _error_code(error: Exception) -> int:
+def _error_code(error: BaseException | None) -> int:
     """Return SQLite's primary result code, or 0 for an error that SQLite did not report."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 

@@ -5,9 +5,11 @@ Several stores as one, nearest first.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
+
+from asgiref.sync import sync_to_async
 
 from live_cache.exceptions import (
     ConfigurationError,
@@ -44,6 +46,9 @@ class TieredStore(ForkAware, Store):
     failed to drop or to replace is not read from it by this process until it has dropped it. Of what other processes
     put into a shared far tier, a nearer tier learns nothing: whether a copy is still valid is the ledger's question.
 
+    Async twins that read ask the tiers' own twins. Those that change something run in one thread, which can hold the
+    locks that order writers and promotions; an event loop cannot hold a lock while it waits.
+
     Args:
         stores: The tiers, nearest first.
         promote: Which hits of a farther tier are copied to every nearer one, with the time to live that remains:
@@ -60,6 +65,8 @@ class TieredStore(ForkAware, Store):
         self.stores: tuple[Store, ...] = tuple(stores)
         self.is_shared_by_processes = any(store.is_shared_by_processes for store in stores)
         self.is_shared_by_hosts = any(store.is_shared_by_hosts for store in stores)
+        self.async_kind = "inline" if all(store.async_kind == "inline" for store in stores) else "tiers"
+        self.evicts_by = "the tiers"
         self._wants_promotion = promotion_policy(promote)
         self._versions = KeyVersions()
         self._debts = tuple(Debts() for _ in stores)
@@ -105,6 +112,45 @@ class TieredStore(ForkAware, Store):
                     self._promote(key, stored, index, noted)
         self._counters.count_lookups(hits=len(found), misses=asked - len(found))
         return found
+
+    async def aget(self, key: str) -> bytes | Missing:
+        """See get()."""
+        noted = self._versions.note(validate_key(key))
+        value = await self._aread(0, key, self.stores[0].aget)
+        if value is not MISS:
+            self._counters.hits.add_one()
+            return value
+        stored = await self._afind(key, 1, noted)
+        return MISS if stored is MISS else stored.value
+
+    async def aget_with_expiry(self, key: str) -> StoredValue | Missing:
+        """See get_with_expiry()."""
+        return await self._afind(key, 0, self._versions.note(validate_key(key)))
+
+    async def aget_many(self, keys: Iterable[str]) -> dict[str, bytes]:
+        """See get_many()."""
+        missing = {validate_key(key): self._versions.note(key) for key in keys}
+        asked = len(missing)
+        found: dict[str, bytes] = {}
+        for index, store in enumerate(self.stores):
+            names = [key for key in missing if not await self._aowes(index, key)]
+            hits: dict[str, bytes] = await self._aattempt(index, store.aget_many(names), {}) if names else {}
+            for key, value in hits.items():
+                found[key] = value
+                noted = missing.pop(key)
+                stored = await self._aread(index, key, store.aget_with_expiry) if index else MISS
+                if stored is not MISS:
+                    await self._apromote(key, stored, index, noted)
+        self._counters.count_lookups(hits=len(found), misses=asked - len(found))
+        return found
+
+    async def aexists(self, key: str) -> bool:
+        """See exists()."""
+        validate_key(key)
+        for index, store in enumerate(self.stores):
+            if not await self._aowes(index, key) and await self._aattempt(index, store.aexists(key), False):
+                return True
+        return False
 
     def put(self, key: str, value: bytes, *, timeout_s: float | None = None) -> None:
         """
@@ -270,6 +316,9 @@ class TieredStore(ForkAware, Store):
         )
         metrics.errors = sum(tally.value for tally in self._failures)
         for tier in tiers:
+            metrics.breaker_opened += tier.breaker_opened
+            metrics.breaker_skipped += tier.breaker_skipped
+            metrics.breaker_probed += tier.breaker_probed
             for reason, number in tier.evictions.items():
                 metrics.evictions[reason] = metrics.evictions.get(reason, 0) + number
         return metrics
@@ -320,6 +369,47 @@ class TieredStore(ForkAware, Store):
                 return stored
         self._counters.misses.add_one()
         return MISS
+
+    async def _aread(self, index: int, key: str, read: Callable[[str], Awaitable[T | Missing]]) -> T | Missing:
+        if await self._aowes(index, key):
+            return MISS
+        try:
+            found = await read(key)
+        except StoreUnavailableError as error:
+            self._note_failure(index, error)
+            return MISS
+        self._note_answer(index)
+        return found
+
+    async def _afind(self, key: str, start: int, noted: int) -> StoredValue | Missing:
+        for index in range(start, len(self.stores)):
+            stored = await self._aread(index, key, self.stores[index].aget_with_expiry)
+            if stored is not MISS:
+                await self._apromote(key, stored, index, noted)
+                self._counters.hits.add_one()
+                return stored
+        self._counters.misses.add_one()
+        return MISS
+
+    async def _apromote(self, key: str, stored: StoredValue, below: int, noted: int | None) -> None:
+        if all(store.async_kind == "inline" for store in self.stores[:below]):
+            self._promote(key, stored, below, noted)
+        else:
+            await sync_to_async(self._promote, thread_sensitive=False)(key, stored, below, noted)
+
+    async def _aowes(self, index: int, key: str) -> bool:
+        if not self._debts[index].covers(key):
+            return False
+        return await sync_to_async(self._owes, thread_sensitive=False)(index, key)
+
+    async def _aattempt(self, index: int, asked: Awaitable[T], otherwise: T) -> T:
+        try:
+            answer = await asked
+        except StoreUnavailableError as error:
+            self._note_failure(index, error)
+            return otherwise
+        self._note_answer(index)
+        return answer
 
     def _promote(self, key: str, stored: StoredValue, below: int, noted: int | None) -> None:
         is_expired = stored.expires_in_s is not None and stored.expires_in_s <= 0

@@ -1,5 +1,5 @@
 """
-Tests that every store must pass, for stores of your own as well. Needs pytest.
+The conformance suite of every store. Subclass it in a test module, with make_store(), peek(), poke() and advance().
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ import contextlib
 import multiprocessing
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from live_cache.exceptions import InvalidKeyError, QuotaExceededError, StoreError, StoreUnsupportedError
-from live_cache.stores.base import MAX_KEY_BYTES, MISS, FlushReport, Store, StoredValue, has_prefix
+from live_cache.stores.base import MAX_KEY_BYTES, MISS, FlushReport, Missing, Store, StoredValue, has_prefix
+from live_cache.testing.capabilities import capabilities
+from live_cache.testing.twins import OverTwins
 
 __all__ = ["StoreSuite"]
 
@@ -60,6 +62,8 @@ class StoreSuite(ABC):
 
     oversized_bytes: ClassVar[int | None] = None
     """Length of a value that the store rejects; None if there is none that a test could hold."""
+    label: ClassVar[str] = ""
+    """Name in the table of capabilities that the run prints; empty for none."""
 
     @abstractmethod
     def make_store(self, tmp_path: Path) -> Store:
@@ -77,13 +81,26 @@ class StoreSuite(ABC):
     def advance(self, seconds: float) -> None:
         """Let *seconds* pass for the store, without waiting."""
 
-    @pytest.fixture
-    def store(self, tmp_path: Path) -> Iterator[Store]:
-        """Make the store under test."""
+    @pytest.fixture(params=["sync", "async"])
+    def store(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+        """Make the store under test, once by itself and once by its async twins."""
         store = self.make_store(tmp_path)
-        yield store
-        store.clear()
-        store.close()
+        if request.param == "sync":
+            yield store
+            store.clear()
+            store.close()
+            return
+        twins = OverTwins(store)
+        yield twins
+        twins.clear()
+        twins.close()
+        twins.finish()
+
+    def _peek(self, store: Store, key: str) -> bytes | None:
+        return self.peek(_bare(store), key)
+
+    def _poke(self, store: Store, key: str, value: bytes) -> None:
+        self.poke(_bare(store), key, value)
 
     # Values
 
@@ -95,11 +112,11 @@ class StoreSuite(ABC):
         assert type(store.get("key")) is bytes
         assert store.get_with_expiry("key") == StoredValue(value, None)
         assert store.get_many(["key"]) == {"key": value}
-        assert self.peek(store, "key") == value
+        assert self._peek(store, "key") == value
 
     def test_reads_what_is_there(self, store: Store) -> None:
         """A value that came round the store is found."""
-        self.poke(store, "key", b"poked")
+        self._poke(store, "key", b"poked")
         assert store.get("key") == b"poked"
         assert store.exists("key") is True
 
@@ -117,7 +134,7 @@ class StoreSuite(ABC):
         store.put("key", b"a long old value", timeout_s=10)
         store.put("key", b"new")
         assert store.get_with_expiry("key") == StoredValue(b"new", None)
-        assert self.peek(store, "key") == b"new"
+        assert self._peek(store, "key") == b"new"
 
     def test_a_delete_drops(self, store: Store) -> None:
         """A delete says whether there was something, and leaves other keys."""
@@ -126,7 +143,7 @@ class StoreSuite(ABC):
         assert store.delete("key") is True
         assert store.delete("key") is False
         assert store.get("key") is MISS
-        assert self.peek(store, "key") is None
+        assert self._peek(store, "key") is None
         assert store.get("other") == b"1"
 
     def test_many_keys_at_once(self, store: Store) -> None:
@@ -151,7 +168,7 @@ class StoreSuite(ABC):
         with pytest.raises(QuotaExceededError):
             store.put("key", bytes(self.oversized_bytes))
         assert store.get("key") is MISS
-        assert self.peek(store, "key") is None
+        assert self._peek(store, "key") is None
         store.put("key", b"old")
         with pytest.raises(QuotaExceededError):
             store.compare_and_swap("key", b"old", bytes(self.oversized_bytes))
@@ -267,7 +284,7 @@ class StoreSuite(ABC):
             store.put("key", b"old")
             change()
             assert store.get("key") is MISS
-            assert self.peek(store, "key") is None
+            assert self._peek(store, "key") is None
 
     def test_a_touch_moves_the_deadline(self, store: Store) -> None:
         """A touch shortens, lengthens and removes a time to live, and leaves the value."""
@@ -417,35 +434,57 @@ class StoreSuite(ABC):
         store.put("other", b"2")
         assert store.get("other") == b"2"
 
-    def test_the_async_twins(self, store: Store) -> None:
-        """Each ``a`` method does what its twin does."""
+    def test_twins_leave_the_loop_as_they_say(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A twin that is inline runs in the loop's thread, one by threads in another; a hit takes one hop at most."""
+        bare = _bare(store)
+        if not isinstance(store, OverTwins) or bare.async_kind not in ("inline", "thread"):
+            return
+        threads: list[int] = []
+        read = bare.get_many
 
-        async def use() -> None:
-            await store.aput("key", b"1", timeout_s=100)
-            assert await store.aget("key") == b"1"
-            assert await store.aget("missing") is MISS
-            stored = await store.aget_with_expiry("key")
-            assert isinstance(stored, StoredValue)
-            assert stored.value == b"1"
-            await store.aput_many({"a/1": b"1", "a/2": b"2", "b": b"3"}, timeout_s=None)
-            assert await store.aget_many(["a/1", "b", "missing"]) == {"a/1": b"1", "b": b"3"}
-            assert await store.aexists("b") is True
-            assert sorted(await store.akeys("a")) == ["a/1", "a/2"]
-            assert await store.ainvalidate_prefix("a") == 2
-            assert await store.aincrement("key", 2) == 3
-            assert await store.aincrement("new", 2, default=3) == 5
-            assert await store.acompare_and_swap("b", b"3", b"4", timeout_s=None) is True
-            assert await store.atouch("b", 5) is True
-            assert await store.adelete("b") is True
-            assert await store.adelete_many(["key", "missing"]) == 1
-            with contextlib.suppress(StoreUnsupportedError):
-                assert await store.alen() == store.len()
-            assert (await store.aflush()).pending_entries == 0
-            await store.aclear()
-            assert await store.akeys() == []
-            await store.aclose()
+        def get_many(keys: Iterable[str]) -> dict[str, bytes]:
+            threads.append(threading.get_ident())
+            return read(keys)
 
-        asyncio.run(use())
+        monkeypatch.setattr(bare, "get_many", get_many)
+        store.put("key", b"1")
+        assert store.get_many(["key"]) == {"key": b"1"}
+        assert len(threads) == 1
+        assert (threads[0] == store.loop_thread) is (bare.async_kind == "inline")
+
+    def test_twins_work_in_one_loop_after_another(self, tmp_path: Path) -> None:
+        """What a loop holds open ends with it: each asyncio.run() has its own."""
+        store = self.make_store(tmp_path)
+
+        async def count() -> int | Missing:
+            return await store.aincrement("key", default=0)
+
+        assert [asyncio.run(count()) for _ in range(3)] == [1, 2, 3]
+        store.clear()
+        store.close()
+
+    def test_many_tasks_of_one_loop(self, store: Store) -> None:
+        """Fifty tasks at once lose nothing."""
+        if not isinstance(store, OverTwins):
+            return
+        bare = store.store
+
+        async def work(number: int) -> None:
+            await bare.aput(f"own/{number}", b"%d" % number)
+            assert await bare.aget(f"own/{number}") in (MISS, b"%d" % number)
+            await bare.aincrement("sum", default=0)
+
+        async def all_at_once() -> None:
+            await asyncio.gather(*map(work, range(50)))
+
+        store.wait(all_at_once())
+        assert store.get("sum") == b"50"
+        assert len(store.get_many([f"own/{number}" for number in range(50)])) == 50
+
+    def test_capabilities(self, store: Store, tmp_path: Path) -> None:
+        """What the store says of itself holds, for itself and for its twins."""
+        if self.label:
+            capabilities(store, self.label, advance=self.advance, opened_again=lambda: self.make_store(tmp_path))
 
     # Together
 
@@ -504,9 +543,16 @@ class StoreSuite(ABC):
         store.put("before", b"1")
 
         def work(number: int) -> None:
-            own = self.make_store(tmp_path)
+            made = self.make_store(tmp_path)
+            own = OverTwins(made) if isinstance(store, OverTwins) else made
             assert own.get("before") == b"1"
+            seen = [-1] * 8
             for turn in range(25):
+                for neighbour in range(8):
+                    value = own.get(f"own/{neighbour}")
+                    if value is not MISS:
+                        assert int(value) >= seen[neighbour]
+                        seen[neighbour] = int(value)
                 own.put(f"own/{number}", b"%d" % turn)
                 assert own.get(f"own/{number}") in (MISS, b"%d" % turn)
                 own.increment("sum", default=0)
@@ -525,6 +571,10 @@ class StoreSuite(ABC):
         assert store.get_many([f"own/{number}" for number in range(8)]) == {
             f"own/{number}": b"24" for number in range(8)
         }
+
+
+def _bare(store: Store) -> Store:
+    return store.store if isinstance(store, OverTwins) else store
 
 
 def _run_threads(number: int, work: Callable[[int], None]) -> None:
