@@ -109,7 +109,9 @@ def lose_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ledger that removes intents and ticks nothing."""
     tick = ProcessLedger._tick
     monkeypatch.setattr(
-        ProcessLedger, "_tick", lambda self, changes, intent_id: tick(self, dict.fromkeys(changes, frozenset()), intent_id)
+        ProcessLedger,
+        "_tick",
+        lambda self, changes, intent_id: tick(self, dict.fromkeys(changes, frozenset()), intent_id),
     )
 
 
@@ -129,7 +131,7 @@ def test_the_machine_finds_what_is_broken(
     """Each of these bugs is found."""
     break_it(monkeypatch)
     machine = make_machine("default", Holds(monkeypatch))
-    bounded = settings(PROFILES["default"], max_examples=300, stateful_step_count=20, phases=[Phase.generate])
+    bounded = settings(PROFILES["default"], max_examples=300, stateful_step_count=15, phases=[Phase.generate])
     bounded = settings(bounded, deadline=None, suppress_health_check=list(HealthCheck), report_multiple_bugs=False)
     with pytest.raises(AssertionError, match="where the database says"):
         run_state_machine_as_test(machine, settings=bounded)

@@ -124,9 +124,7 @@ ANNOTATIONS: Final[dict[str, Callable[[str], dict[str, Any]]]] = {
     "case": lambda alias: {"x": Case(When(price__lt=2, then=Value("low")), default=Lower("title"))},
     "has tag": lambda alias: {"x": Exists(shop.Tag.objects.filter(books=OuterRef("pk"), name="A"))},
     "dearest of author": lambda alias: {
-        "x": Subquery(
-            shop.Book.objects.filter(author=OuterRef("author")).order_by("-price", "pk").values("title")[:1]
-        )
+        "x": Subquery(shop.Book.objects.filter(author=OuterRef("author")).order_by("-price", "pk").values("title")[:1])
     },
     "rank": lambda alias: {"x": Window(Rank(), partition_by=[F("author")], order_by=F("price").desc())},
     "double": lambda alias: {"x": F("price") * 2 + F("pages")},

@@ -155,9 +155,9 @@ def _seat(alias: str, n: int, v: int) -> None:
 WRITES: Final[dict[str, Callable[[str, int, int], object]]] = {
     "save a book": _set(Book, title="char", price="decimal"),
     "save numbers of a book": _set(Book, pages="integer", rating="float", published="date"),
-    "save the data of a book": lambda alias, n, v: Book.objects.using(alias)
-    .filter(pk=_nth(Book, alias, n).pk)
-    .update(data={"k": _one("json", v)}),
+    "save the data of a book": lambda alias, n, v: (
+        Book.objects.using(alias).filter(pk=_nth(Book, alias, n).pk).update(data={"k": _one("json", v)})
+    ),
     "save an author": _set(Author, name="char"),
     "save a category": _set(Category, name="char"),
     "save a tag": _set(Tag, name="char"),
@@ -190,12 +190,12 @@ WRITES: Final[dict[str, Callable[[str, int, int], object]]] = {
     "bulk_create": _bulk_create,
     "upsert": _upsert,
     "bulk_update": _bulk_update,
-    "update books": lambda alias, n, v: Book.objects.using(alias)
-    .filter(pages__gte=n)
-    .update(price=F("price") + v, in_print=bool(v % 2)),
-    "update over a relation": lambda alias, n, v: Book.objects.using(alias)
-    .filter(author__name=_one("char", n))
-    .update(title=_one("char", v)),
+    "update books": lambda alias, n, v: (
+        Book.objects.using(alias).filter(pages__gte=n).update(price=F("price") + v, in_print=bool(v % 2))
+    ),
+    "update over a relation": lambda alias, n, v: (
+        Book.objects.using(alias).filter(author__name=_one("char", n)).update(title=_one("char", v))
+    ),
     "update authors": lambda alias, n, v: Author.objects.using(alias).update(name=_one("char", v)),
     "update e-books": lambda alias, n, v: Ebook.objects.using(alias).update(pages=n, format=_one("char", v)),
     "update every field type": _all_fields,
@@ -216,9 +216,9 @@ WRITES: Final[dict[str, Callable[[str, int, int], object]]] = {
     "through model": lambda alias, n, v: BookPlace.objects.using(alias).create(
         library=_nth(Library, alias, n), book=_nth(Book, alias, v), copies=v
     ),
-    "through table": lambda alias, n, v: Book.tags.through.objects.using(alias)
-    .filter(book=_nth(Book, alias, n))
-    .delete(),
+    "through table": lambda alias, n, v: (
+        Book.tags.through.objects.using(alias).filter(book=_nth(Book, alias, n)).delete()
+    ),
     "get_or_create": lambda alias, n, v: Tag.objects.using(alias).get_or_create(name=_one("char", v)),
     "update_or_create": lambda alias, n, v: Country.objects.using(alias).update_or_create(
         code=_one("code", n), defaults={"name": _one("char", v)}
@@ -273,9 +273,7 @@ def empty(alias: str) -> None:
 
 def seed(alias: str) -> None:
     """Make a small shop."""
-    countries = Country.objects.using(alias).bulk_create(
-        [Country(code="GB", name="A"), Country(code="DE", name="B")]
-    )
+    countries = Country.objects.using(alias).bulk_create([Country(code="GB", name="A"), Country(code="DE", name="B")])
     authors = [Author.objects.using(alias).create(name=name, country=countries[0]) for name in ("A", "B")]
     authors.append(Author.objects.using(alias).create(name="Zoe"))
     Profile.objects.using(alias).create(author=authors[0], bio="A")
