@@ -73,6 +73,7 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
         *_check_ledger_loss(),
         *_check_tenant(),
         *_check_functions(),
+        *_check_tables(),
         *_check_unknown(),
     ]
 
@@ -317,6 +318,22 @@ def _check_functions() -> Messages:
         f"LIVE_CACHE_WRITING_FUNCTIONS is {value!r}, which names no functions.",
         hint='Give {"add_stock": ["shop_product"]}, or ["add_stock"] if any table may change; lower case, no schema.',
         id="live_cache.E014",
+    )
+
+
+def _check_tables() -> Messages:
+    value = settings.raw("LIVE_CACHE_UNMANAGED_TABLES")
+    if isinstance(value, Mapping) and all(
+        isinstance(name, str)
+        and isinstance(tables, list | tuple | set | frozenset)
+        and all(isinstance(table, str) for table in tables)
+        for name, tables in value.items()
+    ):
+        return
+    yield Error(
+        f"LIVE_CACHE_UNMANAGED_TABLES is {value!r}, which is no mapping from names to lists of tables.",
+        hint='Give {"shop_summary": ["shop_product"]} for a view, and {"legacy": ["legacy"]} for a table.',
+        id="live_cache.E015",
     )
 
 

@@ -18,6 +18,7 @@ DEFAULTS: Final[Mapping[str, Any]] = {
     "LIVE_CACHE_LEASE_S": 10.0,
     "LIVE_CACHE_ON_LEDGER_LOSS": "serve",
     "LIVE_CACHE_TENANT": None,
+    "LIVE_CACHE_UNMANAGED_TABLES": {},
     "LIVE_CACHE_WRITING_FUNCTIONS": (),
 }
 """Every setting of the package, with its default."""
@@ -45,6 +46,11 @@ class Settings:
     def tenant(self) -> Callable[[str], str] | None:
         """LIVE_CACHE_TENANT: callable from a database alias to the tenant of this moment; part of every name."""
         return cast("Callable[[str], str] | None", self.raw("LIVE_CACHE_TENANT"))
+
+    @property
+    def unmanaged_tables(self) -> Mapping[str, Iterable[str]]:
+        """LIVE_CACHE_UNMANAGED_TABLES: views and tables of no managed model, each with the tables that it reads."""
+        return cast("Mapping[str, Iterable[str]]", self.raw("LIVE_CACHE_UNMANAGED_TABLES"))
 
     @property
     def writing_functions(self) -> Mapping[str, Iterable[str]] | Collection[str]:

@@ -15,7 +15,7 @@ from django.db.models.fields import related_lookups
 from django.db.models.functions.text import ConcatPair
 from django.db.models.query_utils import FilteredRelation, Q
 
-__all__ = ["EXPRESSIONS", "EXPRESSION_NAMES", "LOOKUP_MODULES", "RANGE_TYPE", "TIME_ZONE_MODULES"]
+__all__ = ["EXPRESSIONS", "EXPRESSION_NAMES", "LOOKUP_MODULES", "OWN_FUNCTIONS", "RANGE_TYPE", "TIME_ZONE_MODULES"]
 
 EXPRESSIONS: Final[frozenset[type]] = frozenset(
     {
@@ -145,11 +145,15 @@ EXPRESSIONS: Final[frozenset[type]] = frozenset(
     }
 )
 
+# Since Django 6.0 or 6.1.
+_NEW_AGGREGATES: Final = (
+    "AggregateFilter", "AggregateOrderBy", "BitAnd", "BitOr", "BitXor", "StringAgg", "StringAggDelimiter",
+)  # fmt: skip
 _POSTGRES: Final = "django.contrib.postgres"
 
 EXPRESSION_NAMES: Final[frozenset[str]] = frozenset(
     {
-        "django.db.models.aggregates.StringAgg",  # since Django 6.0
+        *(f"django.db.models.aggregates.{name}" for name in _NEW_AGGREGATES),
         "django.db.models.expressions.ColPairs",
         "django.db.models.fields.tuple_lookups.Tuple",
         f"{_POSTGRES}.expressions.ArraySubquery",
@@ -188,6 +192,9 @@ EXPRESSION_NAMES: Final[frozenset[str]] = frozenset(
     }
 )  # fmt: skip
 """More such classes, by module and name."""
+
+OWN_FUNCTIONS: Final = frozenset({"STDDEV_POP", "STDDEV_SAMP", "VAR_POP", "VAR_SAMP"})
+"""What StdDev and Variance put into the attribute ``function`` of an instance."""
 
 RANGE_TYPE: Final = "psycopg.types.range.Range"
 """What every range field of django.contrib.postgres gives and takes, under psycopg 3."""

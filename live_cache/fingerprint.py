@@ -34,7 +34,14 @@ from django.db.models.sql.subqueries import AggregateQuery
 from django.utils import timezone
 from django.utils.functional import cached_property
 
-from live_cache.deterministic import EXPRESSION_NAMES, EXPRESSIONS, LOOKUP_MODULES, RANGE_TYPE, TIME_ZONE_MODULES
+from live_cache.deterministic import (
+    EXPRESSION_NAMES,
+    EXPRESSIONS,
+    LOOKUP_MODULES,
+    OWN_FUNCTIONS,
+    RANGE_TYPE,
+    TIME_ZONE_MODULES,
+)
 from live_cache.exceptions import UncachableQueryError
 
 __all__ = ["Walk", "walk_expressions", "walk_query"]
@@ -177,7 +184,7 @@ class Walk:
                 parts.append((name, self.value(item)))
             elif name == "tzinfo":
                 parts.append((name, _zone(item)))
-            elif name in _SQL_TEXT_OPTIONS and item != getattr(kind, name, None):
+            elif name in _SQL_TEXT_OPTIONS and item not in (getattr(kind, name, None), *OWN_FUNCTIONS):
                 raise UncachableQueryError(f"{kind.__qualname__} is given SQL text of its own ({name}).")
             else:
                 parts.append((name, self.token(item)))

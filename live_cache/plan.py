@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import django
 from django.core.exceptions import EmptyResultSet
+from django.core.signals import setting_changed
 from django.db import connections, models
 
 from live_cache.conf import settings
@@ -46,7 +47,7 @@ class Layout:
     """What is learned once per structure of a query, by compiling it."""
 
     tables: frozenset[str]
-    """Every table that the SQL reads, normalised."""
+    """Every table that the SQL reads, and those below its views; normalised."""
     schema_digest: bytes
     """Changes when a model of these tables changes."""
     select: Any
@@ -216,14 +217,36 @@ def _prove(sql: Any, connection: BaseDatabaseWrapper, model: type[models.Model] 
     if statement.kind is not StatementKind.READ or statement.locks_rows:
         raise UncachableQueryError("The SQL of the query is not understood as a plain read.")
     known = models_of_tables()
+    declared = {normalize_table(name): tables for name, tables in settings.unmanaged_tables.items()}
     digest = hashlib.blake2b(b"" if model is None else _schema_of(model), digest_size=16)
-    for table in sorted(statement.read):
-        owners = known.get(table)
-        if not owners:
-            raise UncachableQueryError(f"The table {table!r} belongs to no managed model, so its writes may go unseen.")
-        for model in owners:
-            digest.update(_schema_of(model))
-    return statement.read, digest.digest()
+    # Whether datetimes are aware, and in which zone, is decided by settings.
+    digest.update(f"{connection.timezone is None}/{connection.timezone_name}".encode())
+    tables: set[str] = set()
+    to_prove = sorted(statement.read, reverse=True)
+    while to_prove:
+        table = to_prove.pop()
+        if table in tables:
+            continue
+        tables.add(table)
+        owners = known.get(table, ())
+        if not owners and table not in declared:
+            raise UncachableQueryError(
+                f"The table {table!r} belongs to no managed model, so its writes may go unseen. Say in "
+                "LIVE_CACHE_UNMANAGED_TABLES what it reads."
+            )
+        for owner in owners:
+            digest.update(_schema_of(owner))
+        to_prove += sorted(map(normalize_table, declared.get(table, ())), reverse=True)
+    return frozenset(tables), digest.digest()
+
+
+def _forget_layouts(*, setting: str, **kwargs: Any) -> None:
+    if setting in ("LIVE_CACHE_UNMANAGED_TABLES", "USE_TZ", "TIME_ZONE", "DATABASES"):
+        with _layouts_lock:
+            _layouts.clear()
+
+
+setting_changed.connect(_forget_layouts, dispatch_uid="live_cache.plan")
 
 
 def _schema_of(model: type[models.Model]) -> bytes:

@@ -79,7 +79,7 @@ def hops_of(function: Callable[[], Awaitable[Any]]) -> tuple[Any, int]:
             hops += 1
             return original(*args)
 
-        loop.run_in_executor = run_in_executor  # type: ignore[method-assign]  # the loop of this test alone
+        loop.run_in_executor = run_in_executor  # type: ignore[method-assign,assignment]  # the loop of this test alone
         return await function()
 
     result = async_to_sync(run)()
@@ -90,6 +90,7 @@ def hops_of(function: Callable[[], Awaitable[Any]]) -> tuple[Any, int]:
 def near_cache(request: pytest.FixtureRequest, settings: Any, tmp_path: Any) -> str:
     """A cache whose hits need no I/O."""
     kind: str = request.param
+    settings.LIVE_CACHE_LEASE_S = 0.5  # how long the clocks of a new ledger are held
     settings.CACHES = caches_of(kind, tmp_path, None)
     return kind
 
@@ -261,7 +262,8 @@ def test_aiterator_is_never_cached(alias: str, books: Any, cache: str) -> None:
     """aiterator() streams from the database."""
 
     async def stream() -> list[Any]:
-        return [row.pk async for row in live(books.order_by("pk")).aiterator()]
+        keys: list[Any] = [row.pk async for row in live(books.order_by("pk")).aiterator()]
+        return keys
 
     with recording() as reads:
         for _ in range(2):

@@ -97,6 +97,8 @@ def test_a_missing_extra_is_reported(monkeypatch: Any, location: str, modules: s
         ("LIVE_CACHE_ON_LEDGER_LOSS", ["serve"], "live_cache.E012"),
         ("LIVE_CACHE_TENANT", "acme", "live_cache.E013"),
         ("LIVE_CACHE_WRITING_FUNCTIONS", "add_stock", "live_cache.E014"),
+        ("LIVE_CACHE_UNMANAGED_TABLES", ["a_view"], "live_cache.E015"),
+        ("LIVE_CACHE_UNMANAGED_TABLES", {"a_view": "shop_product"}, "live_cache.E015"),
         ("LIVE_CACHE_WRITING_FUNCTIONS", {"add_stock": "shop_product"}, "live_cache.E014"),
         ("LIVE_CACHE_WRITING_FUNCTIONS", ["Add_Stock"], "live_cache.E014"),
         ("LIVE_CACHE_LEASES", 3, "live_cache.W004"),
