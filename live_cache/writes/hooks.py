@@ -6,6 +6,7 @@ before COMMIT, not the first one after it, not what goes past the wrappers. Thes
 replaced on each connection *object*; they were read in Django 5.2.19 and 6.1.3:
 
 - ``_commit``, ``_rollback``, ``_set_autocommit``: Atomic, commit(), rollback() and set_autocommit() all pass them;
+- ``get_new_connection``: connect() calls it first, and only then sets autocommit and sends connection_created;
 - ``make_cursor``, ``make_debug_cursor``: every cursor, a server-side one too, is made by one of them;
 - on SQLite ``create_cursor``, and ``_start_transaction_under_autocommit``, which begins a transaction by SQL.
 
@@ -32,7 +33,7 @@ __all__ = ["PROBE", "Hook", "attach", "broken_hooks"]
 
 PROBE: Final = "live_cache_probe"
 """Alias of the connection that broken_hooks() uses, which nobody else attaches anything to."""
-_COMMON: Final = ("_commit", "_rollback", "_set_autocommit", "make_cursor", "make_debug_cursor")
+_COMMON: Final = ("get_new_connection", "_commit", "_rollback", "_set_autocommit", "make_cursor", "make_debug_cursor")
 _SQLITE: Final = ("create_cursor", "_start_transaction_under_autocommit")
 
 
@@ -63,6 +64,7 @@ def attach(state: ConnectionState, prepare_cursor: Callable[[Any], None]) -> Non
         prepare_cursor(made)
         return made
 
+    _put(connection, "get_new_connection", state.connecting)
     _put(connection, "_commit", state.committing)
     _put(connection, "_rollback", state.rolling_back)
     _put(connection, "_set_autocommit", state.setting_autocommit)
@@ -102,7 +104,6 @@ def broken_hooks() -> list[str]:
         _put(connection, name, note(name))
     # Test runners replace ensure_connection() on the class, to find tests that use databases without saying so.
     connection.ensure_connection = lambda: None
-    connection.connect()
     connections[PROBE] = connection  # of this thread, until the end of the function
     try:
         broken = []
@@ -146,6 +147,7 @@ def _steps(connection: Any) -> list[tuple[Callable[[], object], tuple[str, ...]]
         ask()
 
     return [
+        (connection.connect, ("get_new_connection", "_set_autocommit")),
         (ask, ("create_cursor", "make_cursor")),
         (ask_chunked, ("create_cursor", "make_cursor")),
         (commit, ("_start_transaction_under_autocommit", "_commit", "_set_autocommit")),

@@ -180,6 +180,12 @@ class ConnectionState:
         self.recently_written.update(tables)
         self.writes_everything = self.writes_everything or is_everything
 
+    def connecting(self, connect: Callable[[Any], T], parameters: Any) -> T:
+        """Run *connect*. What a lost connection has left is forgotten before Django sets autocommit on the new one."""
+        driver = connect(parameters)
+        self.reset()
+        return driver
+
     def committing(self, commit: Callable[[], T]) -> T:
         """
         Run *commit* between the declaration of the intents and their ticks (rules 7, 9 and 10).
