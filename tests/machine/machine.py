@@ -225,8 +225,18 @@ class LiveReads(RuleBasedStateMachine):
 
     @rule(
         what=st.sampled_from(
-            "clear the store;corrupt;swap;reset the ledger;new process;lose a connection;"
-            "ledger: down;ledger: answers;ledger: ticks;ledger: declares".split(";")
+            [
+                "clear the store",
+                "corrupt",
+                "swap",
+                "reset the ledger",
+                "new process",
+                "lose a connection",
+                "ledger: down",
+                "ledger: answers",
+                "ledger: ticks",
+                "ledger: declares",
+            ]
         ),
         number=st.integers(0, 50),
     )
