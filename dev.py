@@ -320,6 +320,10 @@ def test(arguments):
     install("dev")
     if "--orm-suite" in arguments:  # Django's own tests, with every read live; the other arguments are its
         return call("python", "-m", "tests.orm_suite", *[each for each in arguments if each != "--orm-suite"])
+    if "--deep" in arguments:  # the state machine, 5,000 examples for each database: hours
+        os.environ["LIVE_CACHE_DEEP"] = "1"
+        rest = [each for each in arguments if each != "--deep"]
+        return call("python", "-m", "pytest", "--timeout=0", "tests/test_state_machine.py", *rest)
     return call("python", "-m", "pytest", "--timeout=300", *arguments)
 
 
@@ -358,7 +362,7 @@ def bench(arguments):
 COMMANDS = {"demo": demo, "test": test, "lint": lint, "types": types, "docs": docs, "bench": bench}
 USAGES = {
     "demo": "[--once] [--redis URL] [--database URL] [--port N]",
-    "test": "[arguments of pytest] | --orm-suite [--database sqlite|postgresql|mariadb] [app ...]",
+    "test": "[arguments of pytest] | --deep [arguments of pytest] | --orm-suite [--database sqlite|postgresql|mariadb] [app ...]",
     "lint": "[paths]",
     "types": "[paths]",
     "docs": "[arguments of sphinx-build]",
