@@ -423,7 +423,7 @@ def rows_of(queryset: Any) -> list[Any]:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_shape(shop: str, name: str) -> None:
-    """The second read makes no query and equals the database; so does the read after a write that changes the result."""
+    """The second read makes no query and equals the database; the read after a write equals it again."""
     build, write = SHAPES[name]
 
     def plain() -> Any:
