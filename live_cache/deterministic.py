@@ -193,8 +193,13 @@ EXPRESSION_NAMES: Final[frozenset[str]] = frozenset(
 )  # fmt: skip
 """More such classes, by module and name."""
 
-OWN_FUNCTIONS: Final = frozenset({"STDDEV_POP", "STDDEV_SAMP", "VAR_POP", "VAR_SAMP"})
-"""What StdDev and Variance put into the attribute ``function`` of an instance."""
+OWN_FUNCTIONS: Final = frozenset(
+    {
+        *("STDDEV_POP", "STDDEV_SAMP", "VAR_POP", "VAR_SAMP"),
+        *("phraseto_tsquery", "plainto_tsquery", "to_tsquery", "websearch_to_tsquery"),
+    }
+)
+"""What StdDev, Variance and SearchQuery put into the attribute ``function`` of an instance."""
 
 RANGE_TYPE: Final = "psycopg.types.range.Range"
 """What every range field of django.contrib.postgres gives and takes, under psycopg 3."""

@@ -685,3 +685,39 @@ def test_time_zone_is_part_of_what_depends_on_it(shop: str) -> None:
     for zone in ("Asia/Tokyo", "America/Lima", "Asia/Tokyo"):
         with timezone.override(zoneinfo.ZoneInfo(zone)):
             assert list(live(queryset)) == list(queryset.all())
+
+
+@pytest.mark.parametrize("name", ["aggregates", "array subquery", "search", "distinct on"])
+def test_postgresql(shop: str, name: str) -> None:
+    """What django.contrib.postgres adds is cached too."""
+    if shop != "postgresql":
+        pytest.skip("Only PostgreSQL has it.")
+    from django.contrib.postgres import aggregates, expressions, search
+
+    books_of = Book.objects.using(shop)
+    vector = search.SearchVector("title", config="english")
+    query = search.SearchQuery("book", config="english")
+    build: Callable[[], Any] = {
+        "aggregates": lambda: (
+            Author.objects.using(shop)
+            .annotate(all=aggregates.ArrayAgg("books__title"), any=aggregates.BoolOr("books__in_print"))
+            .order_by("pk")
+        ),
+        "array subquery": lambda: Author.objects.using(shop).annotate(
+            titles=expressions.ArraySubquery(newest(shop).values("title"))
+        ),
+        "search": lambda: (
+            books_of.annotate(found=vector, rank=search.SearchRank(vector, query))
+            .filter(found=query)
+            .values_list("title", "rank")
+            .order_by("-rank", "pk")
+        ),
+        "distinct on": lambda: books_of.order_by("author", "-pk").distinct("author"),
+    }[name]
+    expected = rows_of(build())
+    assert rows_of(live(build())) == expected
+    assert queries_of(shop, lambda: rows_of(live(build()))) == (expected, 0)
+    add_book(shop)
+    changed = rows_of(build())
+    assert changed != expected
+    assert rows_of(live(build())) == changed
