@@ -125,6 +125,9 @@ def read(
     assembly.metrics.count("lookups")
     try:
         found = None if is_refresh else search.find()
+        if assembly.ledger.is_silent and search.readings is not None:
+            assembly.ledger.is_silent = False
+            logger.warning("The ledger of %r answers again.", assembly.alias)
         if found is not None:
             rows, header, tier = found
             assembly.metrics.count("hits")
@@ -134,7 +137,9 @@ def read(
     except LedgerUnavailableError:
         assembly.metrics.count("ledger_errors")
         assembly.metrics.count("misses")
-        logger.warning("The ledger of %r did not answer; the database does.", assembly.alias, exc_info=True)
+        if not assembly.ledger.is_silent:
+            assembly.ledger.is_silent = True
+            logger.warning("The ledger of %r does not answer; the database does.", assembly.alias, exc_info=True)
         return fetch_plainly(assembly, fetch, "the ledger did not answer", plan=plan, started=started)
     miss = "refreshed" if is_refresh else search.miss
     assembly.metrics.count("misses")

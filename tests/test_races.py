@@ -173,6 +173,23 @@ def test_dead_redis_sends_reads_to_the_database_and_keeps_the_ticks(
     assert get_assembly().ledger.undelivered_count == 0
 
 
+@pytest.mark.django_db(transaction=True)
+def test_an_outage_of_the_ledger_is_logged_once(
+    book_on_sqlite: Book, settings: Any, private_redis: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its beginning and its end are logged, and not each read between them."""
+    settings.CACHES = {"default": {"BACKEND": "live_cache.backend.LiveCache", "LOCATION": [private_redis.url]}}
+    titles("default")
+    private_redis.kill()
+    for _ in range(5):
+        assert titles("default") == ["old"]
+    private_redis.start()
+    wait_for_hits(lambda: titles("default"))
+    messages = [record.getMessage() for record in caplog.records if record.name == "live_cache.read"]
+    assert sum("does not answer" in message for message in messages) == 1
+    assert sum("answers again" in message for message in messages) == 1
+
+
 def test_ledger_loss_refuse_rolls_back(alias: str, book: Book, settings: Any, private_redis: Any) -> None:
     """With LIVE_CACHE_ON_LEDGER_LOSS = "refuse" the write raises before COMMIT and nothing is changed."""
     from django.db import OperationalError

@@ -156,6 +156,8 @@ class Ledger(ABC):
     """Short name for metrics and messages: process, host, redis."""
     is_shared_by_processes: bool
     is_shared_by_hosts: bool
+    is_silent = False
+    """Whether the last live read got no answer: readers log the beginning and the end of an outage, not each read."""
 
     def __init__(self, *, lease_s: float) -> None:
         if not lease_s > 0:
