@@ -320,6 +320,8 @@ def test(arguments):
     install("dev")
     if "--orm-suite" in arguments:  # Django's own tests, with every read live; the other arguments are its
         return call("python", "-m", "tests.orm_suite", *[each for each in arguments if each != "--orm-suite"])
+    if "--django-suite" in arguments:  # Django's own tests of caches, over our backend
+        return call("python", "-m", "tests.django_suite", *[each for each in arguments if each != "--django-suite"])
     if "--deep" in arguments:  # the state machine, 5,000 examples for each database: hours
         os.environ["LIVE_CACHE_DEEP"] = "1"
         rest = [each for each in arguments if each != "--deep"]
@@ -362,7 +364,7 @@ def bench(arguments):
 COMMANDS = {"demo": demo, "test": test, "lint": lint, "types": types, "docs": docs, "bench": bench}
 USAGES = {
     "demo": "[--once] [--redis URL] [--database URL] [--port N]",
-    "test": "[arguments of pytest] | --deep [arguments of pytest] | --orm-suite [--database sqlite|postgresql|mariadb] [app ...]",
+    "test": "[arguments of pytest] | --deep [arguments of pytest] | --django-suite [composition ...] | --orm-suite [--database sqlite|postgresql|mariadb] [app ...]",
     "lint": "[paths]",
     "types": "[paths]",
     "docs": "[arguments of sphinx-build]",

@@ -86,6 +86,8 @@ class Assembly:
     pickle: bool
     """Whether the plain cache API may store what CBOR does not hold exactly."""
     metrics: Metrics
+    cull_frequency: int | None = None
+    """OPTIONS["CULL_FREQUENCY"], unless the farthest tier evicts by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +231,7 @@ def _assemble(alias: str, config: Mapping[str, Any]) -> Assembly:
         timeout_s=parse_timeout(config.get("TIMEOUT", DEFAULT_TIMEOUT_S)),
         pickle=options.pickle,
         metrics=Metrics(),
+        cull_frequency=options.cull_frequency if location.farthest.kind in ("memory", "disk") else None,
     )
 
 
@@ -288,7 +291,6 @@ def _shared(parts: dict[Any, T], key: object, make: Callable[[], T]) -> T:
 def _connection(url: str, options: Options) -> RedisConnection:
     from live_cache.redis_connection import RedisConnection
 
-    connect_timeout_s, timeout_s = options.connect_timeout_s, options.socket_timeout_s
     return _shared(
         _connections,
         _connection_key(url, options),
@@ -302,14 +304,14 @@ def _connection(url: str, options: Options) -> RedisConnection:
     )
 
 
-def _redis_prefix(key_prefix: str, part: Literal["entry", "ledger"]) -> str:
-    # None begins with another, since a store drops and lists whatever begins with its own: quoted, a KEY_PREFIX holds
 def _connection_key(url: str, options: Options) -> tuple[str, ...]:
     """Return what aliases must have in common to share a connection, and the ledger behind it."""
     times_s = options.connect_timeout_s, options.socket_timeout_s, options.read_timeout_s, options.retry_pause_s
     return (url, *map(str, times_s))
 
 
+def _redis_prefix(key_prefix: str, part: Literal["entry", "ledger"]) -> str:
+    # None begins with another, since a store drops and lists whatever begins with its own: quoted, a KEY_PREFIX holds
     # no colon (and no brace, which would be the hash tag of a cluster).
     return f"live_cache:{quote(key_prefix, safe='')}:{part}:"
 

@@ -7,6 +7,7 @@ assembly.py builds stores and ledgers from it; checks.py reports what is wrong w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import PurePosixPath
@@ -131,6 +132,7 @@ class Options:
     """The OPTIONS of one cache alias, with their defaults. docs/reference/settings.md describes each."""
 
     max_entries: int = 100_000
+    cull_frequency: int | None = None
     max_bytes: int = 64 * 1024 * 1024
     disk_max_bytes: int = 1024 * 1024 * 1024
     promote: Promotion = "always"
@@ -138,10 +140,10 @@ class Options:
     pickle: bool = True
     connect_timeout_s: float = 0.25
     socket_timeout_s: float = 1.0
-
-
     read_timeout_s: float = 0.04
     retry_pause_s: float = 0.5
+
+
 KNOWN_OPTIONS: Final = tuple(sorted(field.name.upper() for field in fields(Options)))
 
 
@@ -196,6 +198,7 @@ def parse_options(options: Mapping[str, Any]) -> Options:
     defaults = Options()
     return Options(
         max_entries=_positive_int(options, "MAX_ENTRIES", defaults.max_entries),
+        cull_frequency=_cull_frequency(options.get("CULL_FREQUENCY")),
         max_bytes=_positive_int(options, "MAX_BYTES", defaults.max_bytes),
         disk_max_bytes=_positive_int(options, "DISK_MAX_BYTES", defaults.disk_max_bytes),
         promote=_promotion(options.get("PROMOTE", defaults.promote)),
@@ -203,11 +206,11 @@ def parse_options(options: Mapping[str, Any]) -> Options:
         pickle=_boolean(options, "PICKLE", defaults.pickle),
         connect_timeout_s=_positive_seconds(options, "CONNECT_TIMEOUT_S", defaults.connect_timeout_s),
         socket_timeout_s=_positive_seconds(options, "SOCKET_TIMEOUT_S", defaults.socket_timeout_s),
+        read_timeout_s=_positive_seconds(options, "READ_TIMEOUT_S", defaults.read_timeout_s),
+        retry_pause_s=_positive_seconds(options, "RETRY_PAUSE_S", defaults.retry_pause_s),
     )
 
 
-        read_timeout_s=_positive_seconds(options, "READ_TIMEOUT_S", defaults.read_timeout_s),
-        retry_pause_s=_positive_seconds(options, "RETRY_PAUSE_S", defaults.retry_pause_s),
 def parse_timeout(timeout: object) -> float | None:
     """
     Return the TIMEOUT of one alias in seconds; None never expires.
@@ -217,6 +220,10 @@ def parse_timeout(timeout: object) -> float | None:
     """
     if timeout is None:
         return None
+    if isinstance(timeout, str):
+        # From an environment variable, most often. Django takes these as well.
+        with suppress(ValueError):
+            timeout = int(timeout)
     if isinstance(timeout, int | float) and not isinstance(timeout, bool):
         return float(timeout)
     raise ConfigurationError(f"TIMEOUT is {timeout!r}; give seconds as a number, or None for no expiry.")
@@ -335,6 +342,15 @@ def _positive_int(options: Mapping[str, Any], name: str, default: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigurationError(f"OPTIONS[{name!r}] is {value!r}; give a whole number of at least 1.")
     return value
+
+
+def _cull_frequency(value: object) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise ConfigurationError(
+        f"OPTIONS['CULL_FREQUENCY'] is {value!r}; give a whole number N, and 1/N of the values go when MAX_ENTRIES is "
+        f"reached (0: all of them). Leave it out, and the least recently used value goes."
+    )
 
 
 def _positive_seconds(options: Mapping[str, Any], name: str, default: float) -> float:
