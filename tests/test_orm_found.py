@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 from django.apps import apps
-from django.db import models
+from django.db import connection, models, transaction
 from django.db.migrations.state import ProjectState
 from django.db.models import Count, OuterRef
 from django.db.models.lookups import Exact
@@ -130,3 +130,15 @@ def test_what_a_query_remembers_of_itself_is_no_part_of_it(alias: str, cache: st
         with recording() as records:
             assert Book.objects.using(alias).filter(author__in=inner).live().count() == 1
         assert [record.is_hit for record in records] == [is_hit]
+
+
+@pytest.mark.django_db
+def test_a_statement_that_may_write_everything_inside_a_testcase(cache: str) -> None:
+    """All tables are ticked when its block is over; listing them sends SQL, which must not begin that again."""
+    Tag.objects.create(name="red")
+    assert live(Tag.objects.all()).count() == 1
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("CREATE TRIGGER idle AFTER INSERT ON testapp_tag BEGIN SELECT 1; END")
+    with recording() as records:
+        assert [live(Tag.objects.all()).count() for _ in range(2)] == [1, 1]
+    assert [record.is_hit for record in records] == [False, True]

@@ -300,11 +300,14 @@ class ConnectionState:
 
     def end_block_in_testcase(self) -> None:
         """Tick what the user's last atomic block inside a TestCase has written, whether it was kept or not."""
-        changes = self._changes()
-        self._test_names.add(database_name(self.connection))
-        self._test_tables |= self._all_tables() if self.writes_everything else self.tables
-        self.clear()
-        self._tick(changes)
+        tables, is_everything = set(self.tables), self.writes_everything
+        self.clear()  # First: listing the tables sends SQL, and that would come here again.
+        if is_everything:
+            tables |= self._all_tables()
+        name = database_name(self.connection)
+        self._test_names.add(name)
+        self._test_tables |= tables
+        self._tick({clock_of(name, table): {TABLE_SLOT} for table in tables})
 
     def rolled_back_to_savepoint(self) -> None:
         """Note a ROLLBACK TO SAVEPOINT: perhaps a TestCase has taken back all that its last test has written."""
