@@ -364,7 +364,8 @@ def bench(arguments):
 COMMANDS = {"demo": demo, "test": test, "lint": lint, "types": types, "docs": docs, "bench": bench}
 USAGES = {
     "demo": "[--once] [--redis URL] [--database URL] [--port N]",
-    "test": "[arguments of pytest] | --deep [arguments of pytest] | --django-suite [composition ...] | --orm-suite [--database sqlite|postgresql|mariadb] [app ...]",
+    "test": "[--deep] [arguments of pytest] | --django-suite [composition ...]"
+    " | --orm-suite [--database sqlite|postgresql|mariadb] [app ...]",
     "lint": "[paths]",
     "types": "[paths]",
     "docs": "[arguments of sphinx-build]",

@@ -29,6 +29,7 @@ actors = st.integers(0, 1)
 numbers = st.integers(0, 3)
 writes = st.tuples(st.one_of(st.sampled_from(COMMON_WRITES), st.sampled_from(sorted(WRITES))), numbers, numbers)
 some_writes = st.lists(writes, min_size=1, max_size=3)
+common_writes = st.lists(st.tuples(st.sampled_from(COMMON_WRITES), numbers, numbers), min_size=2, max_size=4)
 
 
 def make_machine(alias: str, holds: Holds, *, is_shared: bool = False) -> type[LiveReads]:
@@ -169,7 +170,7 @@ class LiveReads(RuleBasedStateMachine):
         """Return an actor without a transaction, if there is one."""
         return next((x for x in (self.actors[who], self.actors[1 - who]) if x.mode == "auto"), self.actors[who])
 
-    @rule(who=actors, spec=specs(), point=st.sampled_from(Holds.READER), written=some_writes)
+    @rule(who=actors, spec=specs(), point=st.sampled_from(Holds.READER), written=common_writes)
     def hold_a_reader(self, who: int, spec: Spec, point: str, written: Writes) -> None:
         """While one actor stands around its SELECT, the other writes, and reads the same."""
         actor = self._idle(who)
