@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -233,6 +234,14 @@ class PrivateRedis:
     def kill(self) -> None:
         """Kill it with SIGKILL. All data is lost."""
         self._started.stop(kill=True)
+
+    def freeze(self) -> None:
+        """Stop it with SIGSTOP: its port takes connections, and nothing is answered."""
+        os.kill(self._started.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        os.kill(self._started.process.pid, signal.SIGCONT)
 
     def start(self, *arguments: str) -> None:
         """Start it again at its port, empty, with further *arguments* as redis-server takes them."""

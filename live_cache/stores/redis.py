@@ -43,7 +43,8 @@ if is_new then
 end
 local answer = redis.pcall('INCRBY', KEYS[1], ARGV[1])
 if type(answer) == 'table' and answer.err then
-  if is_new then redis.call('DEL', KEYS[1]) end
+  if is_new then redis.pcall('DEL', KEYS[1]) end
+  if string.sub(answer.err, 1, 4) ~= 'ERR ' then return answer end
   return {2, answer.err}
 end
 return {1, redis.call('GET', KEYS[1])}
@@ -358,8 +359,12 @@ class RedisStore(Store):
 
     def _put_batch(self, batch: Sequence[tuple[str, bytes]], timeout_ms: int | None) -> Steps[None]:
         expiry: tuple[str | int, ...] = () if timeout_ms is None else ("PX", timeout_ms)
+        yield from self._write([("SET", name, value, *expiry) for name, value in batch], batch)
+
+    def _write(self, commands: list[Command], batch: Sequence[tuple[str, bytes]]) -> Steps[list[Any]]:
         try:
-            yield [("SET", name, value, *expiry) for name, value in batch]
+            answers = yield commands
+            return answers
         except StoreUnavailableError as error:
             if "used memory > 'maxmemory'" not in str(error.__cause__):
                 raise
@@ -403,7 +408,8 @@ class RedisStore(Store):
         expects = b"" if expected is None else expected
         is_expected = "0" if expected is None else "1"
         timeout = "" if timeout_ms is None else str(max(0, timeout_ms))
-        (is_stored,) = yield [(_COMPARE_AND_SWAP, name, is_expected, expects, value, timeout)]
+        swap: Command = (_COMPARE_AND_SWAP, name, is_expected, expects, value, timeout)
+        (is_stored,) = yield from self._write([swap], [(name, value)])
         if is_stored:
             self._counters.puts.add_one()
         return bool(is_stored)

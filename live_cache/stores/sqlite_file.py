@@ -27,6 +27,8 @@ _MAX_IDLE: Final = 8
 _FORK_PATIENCE_S: Final = 10.0
 _RETRY_INTERVAL_S: Final = 0.005
 _BUSY_CODES: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+# The file is what it was, and to make it anew would write to a disk that is full.
+_HARMLESS_CODES: Final = _BUSY_CODES | {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY}
 # Two stores of one process must not create the same file at once: see _make_private_file().
 _creation_lock = threading.Lock()
 
@@ -82,7 +84,7 @@ class SqliteFile(ForkAware):
             return self._patiently(lambda: operation(connection))
         except (sqlite3.Error, OSError) as error:
             self.close()
-            if _error_code(error) not in _BUSY_CODES:
+            if _error_code(error) not in _HARMLESS_CODES:
                 self._prepared = None
             raise self._unavailable(error) from error
         finally:
