@@ -20,9 +20,9 @@ from django.db import Error, OperationalError, connections, transaction
 from live_cache import live, reader
 from live_cache.assembly import get_assembly
 from live_cache.ledger import fences
-from live_cache.ledger.base import NEWBORN, Dependency, Ledger, Reading, Stamp
+from live_cache.ledger.base import NEWBORN, Dependency, Ledger, Reading, Stamp, is_fresh
 from live_cache.writes import guard
-from live_cache.writes.kinds import Statement, StatementKind
+from live_cache.writes.sql import Statement, StatementKind, classify
 from live_cache.writes.transactions import ConnectionState, state_of
 from tests.cache_kinds import caches_of
 from tests.machine.faults import Holds
@@ -261,7 +261,6 @@ def run_what_is_not_understood(stage: Stage) -> None:
 
 
 def ignore_epochs(patch: pytest.MonkeyPatch) -> None:
-    is_fresh = reader.is_fresh
 
     def judge(stamps: Sequence[Stamp], readings: Sequence[Reading], dependencies: Sequence[Dependency]) -> bool:
         renewed = [replace(s, epoch=r.epoch) for s, r in zip(stamps, readings, strict=True)]
@@ -271,14 +270,12 @@ def ignore_epochs(patch: pytest.MonkeyPatch) -> None:
 
 
 def ignore_slots(patch: pytest.MonkeyPatch) -> None:
-    is_fresh = reader.is_fresh
     patch.setattr(
         reader, "is_fresh", lambda s, r, d: is_fresh(s, [replace(x, slots=(0,) * len(x.slots)) for x in r], d)
     )
 
 
 def ignore_intents(patch: pytest.MonkeyPatch) -> None:
-    is_fresh = reader.is_fresh
     patch.setattr(reader, "is_fresh", lambda s, r, d: is_fresh(s, [replace(x, intents=()) for x in r], d))
 
 
@@ -300,7 +297,6 @@ def declare_nothing(patch: pytest.MonkeyPatch) -> None:
 
 
 def _classify_as(patch: pytest.MonkeyPatch, change: Callable[[Statement], Statement]) -> None:
-    classify = guard.classify
     patch.setattr(guard, "classify", lambda sql, *, vendor: change(classify(sql, vendor=vendor)))
 
 
@@ -332,7 +328,8 @@ def tick_after_callbacks(patch: pytest.MonkeyPatch) -> None:
     def later(self: ConnectionState, changes: Any, *args: Any, **kwargs: Any) -> None:
         for ledger, intent_id in self._intents:
             ledger.retract(tuple(changes), intent_id)
-        self.connection.run_on_commit.append((set(), lambda: tick(self, changes, *args, **kwargs), False))
+        on_commit: Any = self.connection.run_on_commit
+        on_commit.append((set(), lambda: tick(self, changes, *args, **kwargs), False))
 
     patch.setattr(ConnectionState, "_tick", later)
 

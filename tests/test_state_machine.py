@@ -23,7 +23,7 @@ from live_cache import reader
 from live_cache.ledger.process import ProcessLedger
 from live_cache.plan import Plan
 from live_cache.writes import guard
-from live_cache.writes.kinds import Statement, StatementKind
+from live_cache.writes.sql import Statement, StatementKind, classify
 from tests.machine.faults import Holds
 from tests.machine.machine import make_machine
 
@@ -85,7 +85,6 @@ def forget_joined_tables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def miss_bulk_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     """A guard that takes the UPDATE of bulk_update() for a read."""
-    classify = guard.classify
 
     def look(sql: Any, *, vendor: str) -> Statement:
         if str(sql).startswith("UPDATE") and "CASE WHEN" in str(sql):

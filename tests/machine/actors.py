@@ -101,7 +101,7 @@ class Actor:
         """Open a transaction, or a level in it: atomic, snapshot, savepoint, raw, manual."""
         connection = connections[self.alias]
         if kind == "savepoint":
-            self._stack.append(("savepoint", transaction.savepoint(using=self.alias)))
+            self._stack.append(("savepoint", connections[self.alias].savepoint()))
             return
         if kind == "raw":
             self._execute("BEGIN")

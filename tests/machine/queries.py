@@ -208,7 +208,8 @@ def specs(draw: st.DrawFn) -> Spec:
     )
     if form == "dates" and name != "Book":
         form = "instances"
-    if shape.annotations and form != "dates" and draw(st.booleans()):
+    has_annotation = draw(st.integers(0, 1)) == 1
+    if shape.annotations and form != "dates" and has_annotation:
         steps.append(("annotate", draw(st.sampled_from(shape.annotations))))
     order = tuple(draw(st.lists(st.sampled_from(paths), max_size=2, unique=True)))
     steps.append(("order", *(draw(st.sampled_from(["", "-"])) + path.rstrip("*") for path in order)))
@@ -241,7 +242,7 @@ def specs(draw: st.DrawFn) -> Spec:
     if can_slice and draw(st.integers(0, 2)) == 0:
         start = draw(st.integers(0, 2))
         steps.append(("slice", start, draw(st.sampled_from([None, start + 1, start + 3]))))
-    ends = [("rows",)] * 4 + [("count",), ("exists",)]
+    ends: list[tuple[Any, ...]] = [("rows",)] * 4 + [("count",), ("exists",)]
     if form == "instances" and steps[-1][0] != "slice":
         ends += [("first",), ("last",), ("get", draw(st.integers(0, 3))), ("bulk", draw(st.integers(0, 3)))]
     if form in ("instances", "combined") and steps[-1][0] == "slice":
