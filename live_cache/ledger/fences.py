@@ -10,6 +10,7 @@ live_cache clear`` starts a new epoch.
 from __future__ import annotations
 
 import logging
+import random
 import time
 import weakref
 from collections import OrderedDict
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 from live_cache.ledger import fences_mysql, fences_postgresql, fences_sqlite
 from live_cache.ledger.base import NEWBORN, Intent, Ledger, Reading
+from live_cache.names import database_name, shared_database_name
+from live_cache.testcases import is_in_testcase
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -135,15 +138,21 @@ def settle(ledger: Ledger, connection: BaseDatabaseWrapper, readings: Sequence[R
         memo = _memos.setdefault(ledger, _Memo())
     has_reaped = False
     writers: frozenset[str] | None = None
-    is_asked = False
+    asked_s: float | None = None
+    for reading in readings:
+        if any(intent.id == NEWBORN for intent in reading.intents):
+            memo.birth_seen_s(reading)  # before the question, which tells nothing of a birth after it
     for reading in readings:
         if not reading.intents:
             continue
         if any(intent.id == NEWBORN for intent in reading.intents):
-            if not is_asked:
-                writers = writers_in_progress(connection)
-                is_asked = True
-            if memo.is_past(reading, writers):
+            if _is_private(reading, connection):
+                ledger.reap(reading.clock, {NEWBORN}, epoch=reading.epoch)
+                has_reaped = True
+                continue
+            if asked_s is None:
+                asked_s, writers = _recent_writers(connection)
+            if asked_s > memo.birth_seen_s(reading) and memo.is_past(reading, writers):
                 ledger.reap(reading.clock, {NEWBORN}, epoch=reading.epoch)
                 has_reaped = True
         if memo.is_old(reading, lease_s=ledger.lease_s):
@@ -152,6 +161,24 @@ def settle(ledger: Ledger, connection: BaseDatabaseWrapper, readings: Sequence[R
                 ledger.reap(reading.clock, over, epoch=reading.epoch)
                 has_reaped = True
     return has_reaped
+
+
+def _is_private(reading: Reading, connection: BaseDatabaseWrapper) -> bool:
+    """Return whether the clock is of a TestCase, so that this connection is its only writer."""
+    return is_in_testcase(connection) and reading.clock.startswith(f"{database_name(connection)}/")
+
+
+def _recent_writers(connection: BaseDatabaseWrapper) -> tuple[float, frozenset[str] | None]:
+    """Return when the database was last asked for its writers, by time.perf_counter(), and what it answered."""
+    every_s: float = getattr(_VENDORS.get(connection.vendor), "ASK_EVERY_S", 0.0)
+    name = shared_database_name(connection)
+    now_s = time.perf_counter()
+    if every_s and now_s < _ask_writers_at_s.get(name, 0.0):
+        return _writers.get(name, (0.0, None))
+    # Other processes ask too: without chance they could go on disturbing each other in step.
+    _ask_writers_at_s[name] = now_s + every_s * random.uniform(1, 2)
+    _writers[name] = answer = now_s, writers_in_progress(connection)
+    return answer
 
 
 def _has_no_writer(connection: BaseDatabaseWrapper, intent: Intent) -> bool:
@@ -178,6 +205,7 @@ class _Memo:
 
     def __init__(self) -> None:
         self._first_seen_s: OrderedDict[tuple[str, bytes, str], float] = OrderedDict()
+        self._birth_seen_s: OrderedDict[tuple[str, bytes], float] = OrderedDict()
         self._ask_at_s: OrderedDict[tuple[str, bytes], float] = OrderedDict()
         self._markers: OrderedDict[tuple[str, bytes], frozenset[str]] = OrderedDict()
 
@@ -189,6 +217,12 @@ class _Memo:
         marker = self._markers.setdefault(key, writers)
         _bound(self._markers)
         return are_past(marker, writers)
+
+    def birth_seen_s(self, reading: Reading) -> float:
+        """Return when this process first saw the hold of a newborn clock, by time.perf_counter()."""
+        seen_s = self._birth_seen_s.setdefault((reading.clock, reading.epoch), time.perf_counter())
+        _bound(self._birth_seen_s)
+        return seen_s
 
     def is_old(self, reading: Reading, *, lease_s: float) -> bool:
         """Return whether it is time to ask for expired intents: one was first seen more than a lease ago."""
@@ -220,4 +254,7 @@ def _bound(
             return
 
 
+# Several threads may use these at once: each step is one operation of a dict, and one question too many does no harm.
+_ask_writers_at_s: dict[str, float] = {}
+_writers: dict[str, tuple[float, frozenset[str] | None]] = {}
 _memos: weakref.WeakKeyDictionary[Ledger, _Memo] = weakref.WeakKeyDictionary()

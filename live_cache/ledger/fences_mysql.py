@@ -11,16 +11,17 @@ from __future__ import annotations
 import hashlib
 import secrets
 import weakref
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
-
-from django.db import Error
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-__all__ = ["is_over", "session_token", "writer_token", "writers_in_progress"]
+__all__ = ["ASK_EVERY_S", "is_over", "session_token", "writer_token", "writers_in_progress"]
 
+ASK_EVERY_S: Final = 0.25
+"""Pause of one process between two questions about all writers: InnoDB answers anew only after 0.1 s without any."""
 SERVER_STATUS_IN_TRANS: Final = 1
 ACCESS_DENIED: Final = 1227
 
@@ -67,7 +68,7 @@ def is_over(connection: BaseDatabaseWrapper, token: str) -> bool:
     thread_id = int(number)
     if thread_id == session.thread_id:
         return _is_idle(connection)
-    with connection.cursor() as cursor:
+    with closing(_driver(connection).cursor()) as cursor:
         cursor.execute("SELECT 1 FROM information_schema.processlist WHERE id = %s", (thread_id,))
         if cursor.fetchone() is None:
             return True
@@ -99,22 +100,22 @@ def _transactions(connection: BaseDatabaseWrapper, session: _Session) -> list[tu
         "SELECT trx_id, trx_mysql_thread_id, trx_state, trx_rows_modified, COALESCE(trx_query, '')"
         " FROM information_schema.innodb_trx WHERE %s <> ''"
     )
-    driver = connection.connection
-    # By the driver's cursor, so that nobody who watches Django's takes these for transactions of the user.
-    raw = driver.cursor()
+    driver = _driver(connection)
+    database: Any = getattr(connection, "Database")  # noqa: B009 - each backend has one, and django-stubs not
+    cursor = driver.cursor()
     try:
-        raw.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT")  # Else this query is in no transaction to be shown.
-        with connection.cursor() as cursor:
-            cursor.execute(query, (mark,))
-            rows = [(int(row[0]), int(row[1]), str(row[2]), int(row[3]), str(row[4])) for row in cursor.fetchall()]
-    except Error as error:
+        # Else this query is in no transaction to be shown.
+        cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT")
+        cursor.execute(query, (mark,))
+        rows = [(int(row[0]), int(row[1]), str(row[2]), int(row[3]), str(row[4])) for row in cursor.fetchall()]
+    except database.Error as error:
         if not error.args or error.args[0] != ACCESS_DENIED:
             raise
         session.has_privilege = False
         return None
     finally:
         driver.rollback()
-        raw.close()
+        cursor.close()
     if not any(row[1] == session.thread_id and mark in row[4] for row in rows):
         return None
     return [row for row in rows if row[1] != session.thread_id]
@@ -128,8 +129,14 @@ def _session(connection: BaseDatabaseWrapper) -> _Session:
     return session
 
 
+def _driver(connection: BaseDatabaseWrapper) -> Any:
+    # Its cursors are used here, so that nobody who watches Django's takes these statements for the user's.
+    connection.ensure_connection()
+    return connection.connection
+
+
 def _ask_session(connection: BaseDatabaseWrapper) -> _Session:
-    with connection.cursor() as cursor:
+    with closing(_driver(connection).cursor()) as cursor:
         cursor.execute("SELECT CONNECTION_ID(), SUBSTRING_INDEX(USER(), '@', 1)")
         thread_id, user = cursor.fetchone()
         # SHOW leaves out what this server does not have.

@@ -9,6 +9,7 @@ yet. On a standby the locks of the primary are missing, so it is never asked.
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,7 +68,10 @@ def writers_in_progress(connection: BaseDatabaseWrapper) -> frozenset[str] | Non
 
 
 def _row(connection: BaseDatabaseWrapper, query: str, *parameters: int) -> tuple[Any, ...]:
-    with connection.cursor() as cursor:
+    connection.ensure_connection()
+    driver: Any = connection.connection
+    # By the driver's cursor, so that nobody who watches Django's takes this for a query of the user.
+    with closing(driver.cursor()) as cursor:
         cursor.execute(query, parameters or None)
         row: tuple[Any, ...] = cursor.fetchone()
     return row
