@@ -33,8 +33,9 @@ class BackendBase(BaseCache):
         # Django cuts fractions off, and takes any TIMEOUT that it cannot read for 300 seconds.
         timeout_s = self.assembly.timeout_s
         self.default_timeout = int(timeout_s) if timeout_s is not None and timeout_s.is_integer() else timeout_s
-        self.values = PlainValues(self.assembly.mac_keys, self.assembly.pickle)
         self._store = self.assembly.plain_store
+        is_kept = self._store.name != "null"
+        self.values = PlainValues(self.assembly.mac_keys, self.assembly.pickle, is_kept=is_kept)
         self._is_culling = self.assembly.cull_frequency is not None
 
     def _store_key(self, key: Any, version: int | None) -> str:

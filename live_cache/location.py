@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from live_cache.exceptions import ConfigurationError
+from live_cache.redis_url import parse_redis_url, without_password
 
 if TYPE_CHECKING:
     from live_cache.stores.tier_state import Promotion
@@ -39,11 +40,14 @@ SCHEMES: Final[Mapping[str, TierKind]] = {
     "disk": "disk",
     "redis": "redis",
     "rediss": "redis",
+    "redis+cluster": "redis",
+    "redis+sentinel": "redis",
     "unix": "redis",
     "null": "null",
 }
 _EXAMPLES: Final = (
-    "memory://, disk:///var/cache/shop, redis://127.0.0.1:6379/1, rediss://, unix:///run/redis.sock, null://"
+    "memory://, disk:///var/cache/shop, redis://127.0.0.1:6379/1, rediss://, unix:///run/redis.sock, "
+    "redis+sentinel://host:26379,host:26379/mymaster/0, redis+cluster://host:6379,host:6379, null://"
 )
 
 # How far away each kind is. A farther tier in front of a nearer one would be asked first and hide it.
@@ -62,7 +66,10 @@ _REDIS_OPTIONS: Final = frozenset(
         "retry_on_timeout",
         "socket_connect_timeout",
         "socket_keepalive",
+        "sentinel_password",
+        "sentinel_username",
         "socket_timeout",
+        "ssl",
         "ssl_ca_certs",
         "ssl_ca_path",
         "ssl_cert_reqs",
@@ -96,7 +103,7 @@ class Tier:
     @property
     def shown(self) -> str:
         """The URL without its password, for messages."""
-        return _without_password(self.url)
+        return without_password(self.url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +243,7 @@ def _parse_tier(url: object) -> Tier:
     kind = SCHEMES.get(scheme)
     if kind is None:
         raise ConfigurationError(
-            f"LOCATION names {_without_password(url)!r}: the scheme {scheme!r} is unknown. Known are: {_EXAMPLES}."
+            f"LOCATION names {without_password(url)!r}: the scheme {scheme!r} is unknown. Known are: {_EXAMPLES}."
         )
     options = _query_options(url, kind)
     if kind == "disk":
@@ -257,7 +264,7 @@ def _query_options(url: str, kind: TierKind) -> dict[str, str]:
     if unknown:
         choice = f"Known are: {', '.join(sorted(known))}." if known else "It takes none."
         raise ConfigurationError(
-            f"LOCATION names {_without_password(url)!r}: the option {', '.join(unknown)} is unknown. {choice}"
+            f"LOCATION names {without_password(url)!r}: the option {', '.join(unknown)} is unknown. {choice}"
         )
     return options
 
@@ -273,6 +280,8 @@ def _disk_path(url: str) -> str:
 
 
 def _refuse_redis_without_place(url: str, scheme: str) -> None:
+    if parse_redis_url(url).kind != "single":
+        return
     parts = urlsplit(url)
     if scheme == "unix" and not parts.path.strip("/"):
         raise ConfigurationError(f"LOCATION names {url!r} without a socket. Write 'unix:///run/redis/redis.sock'.")
@@ -281,7 +290,7 @@ def _refuse_redis_without_place(url: str, scheme: str) -> None:
     try:
         _ = parts.port
     except ValueError as error:
-        raise ConfigurationError(f"LOCATION names {_without_password(url)!r}: {error}.") from error
+        raise ConfigurationError(f"LOCATION names {without_password(url)!r}: {error}.") from error
 
 
 def _ledger_option(url: str, options: Mapping[str, str]) -> str:
@@ -327,14 +336,6 @@ def _refuse_ledger_beside_a_shared_tier(tiers: tuple[Tier, ...]) -> None:
             f"LOCATION names {tiers[0].url!r} in front of {tiers[-1].shown!r}. The ledger lives in the farthest tier "
             f"then; write 'memory://'."
         )
-
-
-def _without_password(url: str) -> str:
-    head, separator, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    if "@" not in authority:
-        return url
-    return f"{head}{separator}***@{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def _positive_int(options: Mapping[str, Any], name: str, default: int) -> int:

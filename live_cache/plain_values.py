@@ -32,10 +32,12 @@ class PlainValues:
     Args:
         mac_keys: The first one signs, every one verifies. Empty: frames have a checksum only.
         is_pickling: Whether what CBOR does not hold exactly may be a pickle.
+        is_kept: False for a store that keeps nothing, which takes any value, as Django's DummyCache does.
     """
 
     mac_keys: tuple[bytes, ...]
     is_pickling: bool
+    is_kept: bool = True
 
     def encode(self, store_key: str, value: Any) -> bytes:
         """
@@ -45,6 +47,8 @@ class PlainValues:
             UncachableValueError: CBOR does not hold it exactly, and pickles are not allowed.
             Exception: What pickling it raised.
         """
+        if not self.is_kept:
+            return b""
         if type(value) is int and value in INT64:
             return b"%d" % value
         try:

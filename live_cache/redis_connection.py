@@ -11,10 +11,12 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 from live_cache.exceptions import LiveCacheError, MissingExtraError
+from live_cache.redis_cluster import join_answers, scan_step, scan_turn, split_commands
+from live_cache.redis_url import parse_redis_url, without_password
 from live_cache.stores.breaker import CircuitBreaker
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ Command: TypeAlias = "tuple[str | Script | bytes | int, ...]"
 
 class RedisConnection:
     """
-    Connections to one Redis server (or the primary that a Sentinel names).
+    Connections to one Redis server, to the primary that Sentinels name, or to a cluster.
 
     There are two kinds of calls. A quick one is a read, or a write that may be given up: whoever waits for it is better
     served by the database. A patient one changes the ledger, or handles much at once. Each kind has a circuit breaker:
@@ -52,7 +54,7 @@ class RedisConnection:
     Async calls have one client per event loop, closed with its loop.
 
     Args:
-        url: As redis-py takes it: ``redis://``, ``rediss://`` or ``unix://``.
+        url: As redis-py takes it: ``redis://``, ``rediss://`` or ``unix://``; or as parse_redis_url() does.
         connect_timeout_s: Seconds to wait for a connection.
         timeout_s: Seconds to wait for an answer.
         read_timeout_s: Seconds that a quick call waits, for a connection and again for an answer. None: as the others.
@@ -76,10 +78,17 @@ class RedisConnection:
             from django_redis.pool import ConnectionFactory
         except ImportError as error:
             raise MissingExtraError(
-                f"LOCATION {url!r} needs django-redis: pip install 'django-live-cache[redis]'."
+                f"LOCATION {without_password(url)!r} needs django-redis: pip install 'django-live-cache[redis]'."
             ) from error
         self.url = url
-        self._driver_errors: tuple[type[BaseException], ...] = (redis.exceptions.RedisError, OSError)
+        self.shown = without_password(url)
+        """The URL without its secrets, for messages."""
+        self._place = parse_redis_url(url)
+        self._driver_errors: tuple[type[BaseException], ...] = (
+            redis.exceptions.RedisError,
+            redis.exceptions.RedisClusterException,
+            OSError,
+        )
         self._no_script_error = redis.exceptions.NoScriptError
         # The server is there and has said no. Loading and lost connections are not among them.
         self._answers: tuple[type[BaseException], ...] = (redis.exceptions.ResponseError,)
@@ -117,6 +126,13 @@ class RedisConnection:
         the others. Raises the first error of the driver; translating() is the caller's.
         """
         client = self.quick_client if is_quick else self.client
+        if self._place.kind == "cluster":
+            answers = self._run_on_cluster(client, commands)
+            _raise_first(answers)
+            return answers
+        if len(commands) == 1 and not isinstance(commands[0][0], Script):
+            command: Any = client.execute_command  # redis-py does not annotate it
+            return [command(*commands[0])]  # A pipeline of one costs 30 us more.
         answers = _pipeline(client, commands, is_full=False)
         forgotten = self._forgotten(answers)
         if forgotten:
@@ -129,6 +145,10 @@ class RedisConnection:
         """See run()."""
         client = await self._async_client()
         async with asyncio.timeout(self._quick_timeout_s if is_quick else None):
+            if self._place.kind == "cluster":
+                answers = await self._arun_on_cluster(client, commands)
+                _raise_first(answers)
+                return answers
             answers = await _apipeline(client, commands, is_full=False)
             forgotten = self._forgotten(answers)
             if forgotten:
@@ -136,6 +156,39 @@ class RedisConnection:
                 _replace(answers, forgotten, again)
         _raise_first(answers)
         return answers
+
+    def _run_on_cluster(self, client: Any, commands: Sequence[Command]) -> list[Any]:
+        if commands and commands[0][0] == "SCAN":
+            node, cursor = scan_turn(int(str(commands[0][1])))
+            primaries = sorted(client.get_primaries(), key=lambda primary: primary.name)
+            if node >= len(primaries):
+                return [(0, [])]  # A primary has left meanwhile.
+            answer = client.get_redis_connection(primaries[node]).execute_command("SCAN", cursor, *commands[0][2:])
+            return [(scan_step(node, int(answer[0]), len(primaries)), answer[1])]
+        parts = split_commands(commands)
+        flat = [part for each in parts for part in each]
+        answers = _pipeline(client, flat, is_full=False)
+        if forgotten := self._forgotten(answers):
+            _replace(answers, forgotten, _pipeline(client, [flat[i] for i in forgotten], is_full=True))
+        found = iter(answers)
+        return join_answers(commands, [[next(found) for _ in each] for each in parts])
+
+    async def _arun_on_cluster(self, client: Any, commands: Sequence[Command]) -> list[Any]:
+        await client.initialize()
+        if commands and commands[0][0] == "SCAN":
+            node, cursor = scan_turn(int(str(commands[0][1])))
+            primaries = sorted(client.get_primaries(), key=lambda primary: primary.name)
+            if node >= len(primaries):
+                return [(0, [])]
+            answer = await primaries[node].execute_command("SCAN", cursor, *commands[0][2:])
+            return [(scan_step(node, int(answer[0]), len(primaries)), answer[1])]
+        parts = split_commands(commands)
+        flat = [part for each in parts for part in each]
+        answers = await _apipeline(client, flat, is_full=False)
+        if forgotten := self._forgotten(answers):
+            _replace(answers, forgotten, await _apipeline(client, [flat[i] for i in forgotten], is_full=True))
+        found = iter(answers)
+        return join_answers(commands, [[next(found) for _ in each] for each in parts])
 
     def _forgotten(self, answers: Sequence[Any]) -> list[int]:
         return [i for i, answer in enumerate(answers) if isinstance(answer, self._no_script_error)]
@@ -150,7 +203,7 @@ class RedisConnection:
         breaker = self.quick_breaker if is_quick else self.patient_breaker
         turn = breaker.admit()
         if turn is None:
-            raise error_class(f"Redis at {self.url} did not answer lately. It is tried again after a pause.")
+            raise error_class(f"Redis at {self.shown} did not answer lately. It is tried again after a pause.")
         try:
             yield
         except self._driver_errors as error:
@@ -160,7 +213,7 @@ class RedisConnection:
                 breaker.fail(turn)
                 if not is_quick:
                     self.quick_breaker.trip()
-            raise error_class(f"Redis at {self.url} did not do what it was asked: {error}") from error
+            raise error_class(f"Redis at {self.shown} did not do what it was asked: {error}") from error
         breaker.succeed(turn)
 
     def close(self) -> None:
@@ -168,7 +221,8 @@ class RedisConnection:
         for client in (self._client, self._quick_client):
             if client is not None:
                 # Those in use belong to other threads: a backend is closed at the end of every request.
-                client.connection_pool.disconnect(inuse_connections=False)
+                for pool in _pools(client):
+                    pool.disconnect(inuse_connections=False)
 
     async def aclose(self) -> None:
         """See close(). Also closes the connections of the running loop."""
@@ -180,6 +234,25 @@ class RedisConnection:
     def _make_client(self, factory: Any) -> redis.Redis:
         import redis
 
+        times_s = {
+            "socket_connect_timeout": self._connect_timeout_s,
+            "socket_timeout": self._quick_timeout_s if factory is self._quick_factory else self._timeout_s,
+        }
+        if self._place.kind == "sentinel":
+            from redis.sentinel import Sentinel
+
+            hosts = list(self._place.hosts)
+            sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no types here
+                hosts, sentinel_kwargs=self._sentinel_arguments(times_s)
+            )
+            found = sentinel.master_for(self._place.service, **self._arguments(times_s), db=self._place.db)
+            return cast("redis.Redis", found)
+        if self._place.kind == "cluster":
+            from redis.cluster import ClusterNode, RedisCluster
+
+            node: Any = ClusterNode
+            nodes = [node(host, port) for host, port in self._place.hosts]
+            return cast("redis.Redis", RedisCluster(startup_nodes=nodes, **self._arguments(times_s)))
         # Not by connect(): it shares one pool among all who name the same URL, with the timeouts of the first.
         pool = factory.get_connection_pool(factory.make_connection_params(self.url))
         return redis.Redis(connection_pool=pool)
@@ -187,10 +260,45 @@ class RedisConnection:
     def _make_async_client(self) -> redis.asyncio.Redis:
         import redis.asyncio
 
+        times_s = {"socket_connect_timeout": self._connect_timeout_s, "socket_timeout": self._timeout_s}
+        if self._place.kind == "sentinel":
+            from redis.asyncio.sentinel import Sentinel
+
+            hosts = list(self._place.hosts)
+            sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no types here
+                hosts, sentinel_kwargs=self._sentinel_arguments(times_s)
+            )
+            return cast(
+                "redis.asyncio.Redis",
+                sentinel.master_for(self._place.service, **self._arguments(times_s), db=self._place.db),
+            )
+        if self._place.kind == "cluster":
+            from redis.asyncio.cluster import ClusterNode, RedisCluster
+
+            nodes = [ClusterNode(host, port) for host, port in self._place.hosts]
+            return cast("redis.asyncio.Redis", RedisCluster(startup_nodes=nodes, **self._arguments(times_s)))
         pool = redis.asyncio.ConnectionPool.from_url(
             self.url, socket_connect_timeout=self._connect_timeout_s, socket_timeout=self._timeout_s
         )
         return redis.asyncio.Redis(connection_pool=pool)
+
+    def _arguments(self, times_s: dict[str, float]) -> dict[str, Any]:
+        """Return the arguments of connections to the servers that hold the data."""
+        from redis.connection import URL_QUERY_ARGUMENT_PARSERS
+
+        parsers: Any = URL_QUERY_ARGUMENT_PARSERS
+        options = {
+            name: parsers[name](text) if name in parsers else text
+            for name, text in self._place.options.items()
+            if not name.startswith("sentinel_") and name != "ssl"
+        }
+        secure = {"ssl": True} if self._place.options.get("ssl") in ("1", "true") else {}
+        return {**times_s, "username": self._place.username, "password": self._place.password, **secure, **options}
+
+    def _sentinel_arguments(self, times_s: dict[str, float]) -> dict[str, Any]:
+        options = self._place.options
+        names = ("username", "password")
+        return {**times_s, **{name: options["sentinel_" + name] for name in names if "sentinel_" + name in options}}
 
     async def _async_client(self) -> redis.asyncio.Redis:
         loop = asyncio.get_running_loop()
@@ -219,7 +327,20 @@ class _LoopClient:
         try:
             yield
         finally:
-            await self.client.connection_pool.disconnect()
+            pool: Any = getattr(self.client, "connection_pool", None)
+            # A cluster client has a pool per node, and closes them together.
+            await (self.client.aclose() if pool is None else pool.disconnect())
+            for sentinel in getattr(getattr(pool, "sentinel_manager", None), "sentinels", ()):
+                await sentinel.connection_pool.disconnect()
+
+
+def _pools(client: Any) -> list[Any]:
+    pool = getattr(client, "connection_pool", None)
+    if pool is not None:
+        sentinels = getattr(getattr(pool, "sentinel_manager", None), "sentinels", ())
+        return [pool, *(sentinel.connection_pool for sentinel in sentinels)]
+    connections = (node.redis_connection for node in client.get_nodes())
+    return [connection.connection_pool for connection in connections if connection is not None]
 
 
 def _pipeline(client: redis.Redis, commands: Sequence[Command], *, is_full: bool) -> list[Any]:

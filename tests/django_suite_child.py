@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = SUITE
 sys.path.insert(1, str(ROOT))
 
-TEST_TIMEOUT_S = 20
+TEST_TIMEOUT_S = 60
 
 LABELS = ["cache", "sessions_tests", "template_tests.syntax_tests.test_cache", "async.tests.CacheTest"]
 

@@ -370,7 +370,7 @@ class RedisStore(Store):
                 raise
             yield from self._reject(batch)
             raise QuotaExceededError(
-                f"Redis at {self.connection.url} is full and may not evict (maxmemory-policy noeviction)."
+                f"Redis at {self.connection.shown} is full and may not evict (maxmemory-policy noeviction)."
             ) from error.__cause__
 
     def _delete(self, names: Iterable[str]) -> Steps[int]:

@@ -1,0 +1,263 @@
+"""Redis behind Sentinels, and as a cluster: real servers, started here."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import pytest
+import redis
+from redis.cluster import RedisCluster
+
+from live_cache.exceptions import ConfigurationError, StoreUnavailableError
+from live_cache.ledger.base import Dependency
+from live_cache.ledger.redis import RedisLedger
+from live_cache.location import parse_location
+from live_cache.redis_connection import RedisConnection
+from live_cache.redis_url import parse_redis_url, without_password
+from live_cache.stores.redis import RedisStore
+from tests.server_programs import free_port, start_redis
+
+N_KEYS = 200
+
+
+def _wait_for(is_there: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            if is_there():
+                return
+        except redis.RedisError:
+            pass
+        if time.monotonic() > end:
+            raise TimeoutError("The servers did not find each other.")
+        time.sleep(0.05)
+
+
+def _is_whole(client: redis.Redis) -> bool:
+    info = client.cluster("INFO")
+    return info["cluster_state"] == "ok" and info["cluster_known_nodes"] == "3"
+
+
+def _port_with_a_bus() -> int:
+    """Return a free port for a node of a cluster, which also takes the one 10,000 above."""
+    while True:
+        port = free_port()
+        if port < 55_000:
+            return port
+
+
+@pytest.fixture(scope="module")
+def cluster_url() -> Iterator[str]:
+    """Start a cluster of three primaries."""
+    with ExitStack() as stack:
+        ports = []
+        for n in range(3):
+            node = None
+            while node is None:
+                try:
+                    node = start_redis(port=_port_with_a_bus(), arguments=("--cluster-enabled", "yes"))
+                except RuntimeError as error:
+                    if "no redis-server" in str(error):
+                        pytest.skip(f"REDIS IS MISSING: {error}")
+            stack.callback(node.stop, kill=True)
+            ports.append(node.port)
+            with redis.Redis(port=node.port) as client:
+                low, high = n * 5461, (16384 if n == 2 else (n + 1) * 5461)
+                client.execute_command("CLUSTER", "ADDSLOTSRANGE", low, high - 1)
+                client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", n + 1)
+                if n:
+                    client.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0])
+        for port in ports:
+            with redis.Redis(port=port) as client:
+                _wait_for(partial(_is_whole, client))
+        yield f"redis+cluster://127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}"
+
+
+@pytest.fixture
+def sentinel_url(tmp_path: Path) -> Iterator[tuple[str, int, redis.Redis]]:
+    """Start a primary and a replica, both with a password, and a Sentinel; give URL, port of the primary, Sentinel."""
+    with ExitStack() as stack:
+        try:
+            primary = start_redis(arguments=("--requirepass", "p@ss", "--masterauth", "p@ss"))
+        except RuntimeError as error:
+            pytest.skip(f"REDIS IS MISSING: {error}")
+        stack.callback(primary.stop, kill=True)
+        replica = start_redis(
+            arguments=("--requirepass", "p@ss", "--masterauth", "p@ss", "--replicaof", "127.0.0.1", str(primary.port))
+        )
+        stack.callback(replica.stop, kill=True)
+        port = free_port()
+        config = tmp_path / "sentinel.conf"
+        config.write_text(
+            f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\nsentinel monitor shop 127.0.0.1 {primary.port} 1\n"
+            "sentinel auth-pass shop p@ss\nsentinel down-after-milliseconds shop 500\n"
+            "sentinel failover-timeout shop 2000\n"
+        )
+        config.chmod(0o600)
+        program = shutil.which("redis-server") or pytest.skip("REDIS IS MISSING: no redis-server on the PATH")
+        process = subprocess.Popen([program, str(config), "--sentinel"], stdout=subprocess.DEVNULL, cwd=tmp_path)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        sentinel = redis.Redis(port=port)
+        stack.callback(sentinel.close)
+        _wait_for(lambda: len(sentinel.sentinel_slaves("shop")) == 1)
+        with redis.Redis(port=replica.port, password="p@ss") as client:
+            _wait_for(lambda: client.info("replication")["master_link_status"] == "up")
+        yield f"redis+sentinel://:p%40ss@127.0.0.1:{port}/shop/2", primary.port, sentinel
+
+
+def test_a_cluster_holds_a_store(cluster_url: str) -> None:
+    """Commands of many keys, scans and scripts work over all its nodes, and each node has a part."""
+    store = RedisStore(RedisConnection(cluster_url, timeout_s=5), prefix="store:", clear_batch=50)
+    items = {f"key/{n}": b"%d" % n for n in range(N_KEYS)}
+    store.put_many(items, timeout_s=60)
+    assert items == store.get_many([*items, "none"])
+    assert store.exists("key/7")
+    assert sorted(items) == sorted(store.keys("key"))
+    assert store.increment("key/7", 5) == 12
+    assert store.compare_and_swap("key/7", b"12", b"new", timeout_s=60)
+    assert store.touch("key/7", None)
+    assert store.get_with_expiry("key/7").expires_in_s is None  # type: ignore[union-attr]  # it is there
+    assert store.delete_many(["key/1", "key/2", "none"]) == 2
+    with RedisCluster.from_url(cluster_url.split(",")[0].replace("redis+cluster", "redis")) as client:
+        assert all(client.get_redis_connection(node).dbsize() > 0 for node in client.get_primaries())
+        client.set("of somebody else", "stays")
+        assert store.invalidate_prefix("key") == N_KEYS - 2
+        store.put_many(items)
+        store.clear()
+        assert list(store.keys()) == []
+        assert client.get("of somebody else") == b"stays"
+    store.close()
+
+
+def test_a_cluster_holds_a_store_asynchronously(cluster_url: str) -> None:
+    """The same by the async twins."""
+    connection = RedisConnection(cluster_url, timeout_s=5)
+    store = RedisStore(connection, prefix="astore:", clear_batch=50)
+    items = {f"key/{n}": b"%d" % n for n in range(N_KEYS)}
+
+    async def use() -> None:
+        await store.aput_many(items, timeout_s=60)
+        assert items == await store.aget_many([*items, "none"])
+        assert sorted(items) == sorted(await store.akeys("key"))
+        assert await store.aincrement("key/7", 5) == 12
+        assert await store.adelete_many(["key/1", "key/2", "none"]) == 2
+        await store.aclear()
+        assert await store.akeys() == []
+        await store.aclose()
+
+    asyncio.run(use())
+
+
+def test_a_cluster_holds_a_ledger(cluster_url: str) -> None:
+    """Clocks lie on several nodes; an entry and its clocks are read together."""
+    connection = RedisConnection(cluster_url, timeout_s=5)
+    store = RedisStore(connection, prefix="entry:")
+    ledger = RedisLedger(connection, prefix="ledger:", lease_s=0.01)
+    clocks = [f"table{n}" for n in range(20)]
+    dependencies = [Dependency(clock, (3,)) for clock in clocks]
+    before = ledger.read(dependencies)
+    ledger.tick(dict.fromkeys(clocks, (3,)))
+    store.put("key", b"entry")
+    readings, entry = ledger.read_with_entry(dependencies, store, "key")
+    assert entry == b"entry"
+    assert [reading.seq for reading in readings] == [reading.seq + 1 for reading in before]
+    assert sorted(clocks) == sorted(info.clock for info in ledger.clocks())
+    store.clear()
+    ledger.reset()
+    connection.close()
+
+
+def test_sentinels_name_the_primary(sentinel_url: tuple[str, int, redis.Redis]) -> None:
+    """After a failover the new primary answers, with what it has, and its clocks have other epochs."""
+    url, port, sentinel = sentinel_url
+    connection = RedisConnection(url, timeout_s=5, retry_pause_s=0)
+    store = RedisStore(connection, prefix="store:")
+    ledger = RedisLedger(connection, prefix="ledger:", lease_s=0.01)
+    store.put("key", b"value")
+    assert asyncio.run(store.aget("key")) == b"value"
+    (before,) = ledger.read([Dependency("table", (1,))])
+    with redis.Redis(port=port, password="p@ss", db=2) as primary:
+        assert primary.get("store:key") == b"value"
+        primary.wait(1, 2000)
+    sentinel.execute_command("SENTINEL", "FAILOVER", "shop")
+    _wait_for(lambda: sentinel.sentinel_get_master_addr_by_name("shop")[1] != port)  # type: ignore[index]  # a pair
+
+    def has_moved() -> bool:
+        try:
+            return store.get("key") == b"value" and ledger.read([Dependency("table", (1,))])[0].epoch != before.epoch
+        except Exception:
+            return False
+
+    _wait_for(has_moved)
+    store.put("other", b"new")
+    assert store.get("other") == b"new"
+    connection.close()
+
+
+def test_nobody_there_is_unavailable() -> None:
+    """Neither Sentinels nor nodes answer: the error of every store, which shows no password."""
+    for place in ("redis+sentinel://u:secret@127.0.0.1:{}/shop", "redis+cluster://u:secret@127.0.0.1:{}"):
+        url = place.format(free_port())
+        store = RedisStore(RedisConnection(url, connect_timeout_s=0.1, timeout_s=0.1, retry_pause_s=0))
+        with pytest.raises(StoreUnavailableError) as caught:
+            store.get("key")
+        assert "secret" not in str(caught.value)
+        with pytest.raises(StoreUnavailableError):
+            asyncio.run(store.aget("key"))
+        assert store.metrics().errors == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis+sentinel://a:1,b/shop/3", ("sentinel", (("a", 1), ("b", 26379)), "shop", 3, None, None)),
+        ("redis+sentinel://u:p%40@[::1]:7/shop", ("sentinel", (("::1", 7),), "shop", 0, "u", "p@")),
+        ("redis+cluster://:p@a:1,b", ("cluster", (("a", 1), ("b", 6379)), "", 0, None, "p")),
+        ("redis://u:p@h/1", ("single", (), "", 0, None, None)),
+    ],
+)
+def test_a_url_is_taken_apart(url: str, expected: tuple[object, ...]) -> None:
+    """Hosts with their default ports, service, database, user and password."""
+    found = parse_redis_url(url)
+    assert expected == (found.kind, found.hosts, found.service, found.db, found.username, found.password)
+    assert parse_location(url).tiers[0].kind == "redis"
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("redis+sentinel://u:secret@a:1", "service"),
+        ("redis+sentinel://u:secret@a:1/shop/x", "number"),
+        ("redis+sentinel://u:secret@a:1,/shop", "host"),
+        ("redis+sentinel://u:secret@a:99999/shop", "secret|range"),
+        ("redis+cluster://u:secret@a/1", "database 0"),
+        ("redis+cluster://u:secret@a?x=1", "option x"),
+    ],
+)
+def test_a_wrong_url_is_refused(url: str, named: str) -> None:
+    """The message says what is missing, and shows no password."""
+    with pytest.raises(ConfigurationError, match=named) as caught:
+        parse_location(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://u:secret@h/1",
+        "redis://:se/cr@et@h:1",
+        "unix:///s?db=1&password=secret",
+        "redis+sentinel://:secret@a,b/s",
+    ],
+)
+def test_no_password_is_shown(url: str) -> None:
+    """Wherever it stands."""
+    assert "cr" not in without_password(url)
