@@ -322,10 +322,12 @@ def test(arguments):
         return call("python", "-m", "tests.orm_suite", *[each for each in arguments if each != "--orm-suite"])
     if "--django-suite" in arguments:  # Django's own tests of caches, over our backend
         return call("python", "-m", "tests.django_suite", *[each for each in arguments if each != "--django-suite"])
-    if "--deep" in arguments:  # the state machine, 5,000 examples for each database: hours
+    if "--deep" in arguments:  # the state machine, crash loops and fuzzing in their long forms: hours
         os.environ["LIVE_CACHE_DEEP"] = "1"
         rest = [each for each in arguments if each != "--deep"]
-        return call("python", "-m", "pytest", "--timeout=0", "tests/test_state_machine.py", *rest)
+        tests = ["state_machine", "faults", "store_disk", "frame"]
+        paths = ["tests/fuzz", *[f"tests/test_{name}.py" for name in tests]]
+        return call("python", "-m", "pytest", "--timeout=0", *paths, *rest)
     return call("python", "-m", "pytest", "--timeout=300", *arguments)
 
 
