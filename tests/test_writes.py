@@ -320,6 +320,37 @@ def test_signals_cover_models_that_no_cursor_writes(shop: str, cache: str) -> No
     assert not reads[0].is_hit
 
 
+def test_signals_that_are_received_on_request(shop: str, cache: str) -> None:
+    """post_delete and m2m_changed of a model that no cursor writes, after connect_unseen()."""
+    from live_cache.writes.signals import connect_unseen
+
+    connect_unseen(Book)
+    through = Book.tags.through
+    book = first_book(shop)
+    try:
+        for send in (
+            lambda: models.signals.post_delete.send(sender=Book, instance=book, using=shop, origin=book),
+            lambda: models.signals.m2m_changed.send(
+                sender=through, instance=book, action="post_add", reverse=False, model=Tag, pk_set={1}, using=shop
+            ),
+        ):
+            connections[shop].__dict__["_live_cache_state"].recently_written.clear()
+            list(live(Book.objects.using(shop).filter(tags__name="red")))
+            send()
+            with recording() as reads:
+                list(live(Book.objects.using(shop).filter(tags__name="red")))
+            assert not reads[0].is_hit
+    finally:
+        models.signals.post_delete.disconnect(sender=Book, dispatch_uid="live_cache.writes.signals")
+        models.signals.m2m_changed.disconnect(sender=through, dispatch_uid="live_cache.writes.signals")
+
+
+def test_adding_to_a_relation_asks_no_more_than_django_does(shop: str, cache: str) -> None:
+    """No receiver of m2m_changed makes Django look up what is there before it adds."""
+    assert not models.signals.m2m_changed.has_listeners(Book.tags.through)
+    assert not models.signals.post_delete.has_listeners(Book)
+
+
 def test_failing_statement_in_autocommit_changes_nothing(shop: str, cache: str) -> None:
     """A write that the database refuses leaves the connection usable and the reads right."""
     from django.db import Error

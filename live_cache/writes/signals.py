@@ -6,8 +6,9 @@ table's clock. Nearly all writes are ticked by the SQL guard already, which sees
 calls, raw SQL). The handlers are for models whose writes never pass a cursor of Django: a save() that is overridden to
 write elsewhere, or a backend of another kind.
 
-post_delete is received only where the guard sees no SQL, since a receiver makes Django load every row that a
-QuerySet.delete() or a cascade could have deleted with one statement (Collector.can_fast_delete, Django 5.2 to 6.1).
+Only pre_save and post_save are received of every model. A receiver of post_delete makes Django load every row that one
+statement could have deleted (Collector.can_fast_delete), one of m2m_changed makes it look up what is there before each
+add() (read in Django 5.2 to 6.1), and the guard sees the SQL of both.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from django.db.models.signals import m2m_changed, post_delete, post_save, pre_sa
 from live_cache.writes.sql import normalize_table
 from live_cache.writes.transactions import ConnectionState, state_of
 
-__all__ = ["connect", "connect_deletes", "tables_of"]
+__all__ = ["connect", "connect_unseen", "tables_of"]
 
 _DISPATCH_UID = "live_cache.writes.signals"
 
@@ -36,16 +37,18 @@ def connect() -> None:
     """Receive the signals of every model."""
     pre_save.connect(_before_save, dispatch_uid=_DISPATCH_UID)
     post_save.connect(_after_write, dispatch_uid=_DISPATCH_UID)
-    m2m_changed.connect(_after_m2m_change, dispatch_uid=_DISPATCH_UID)
 
 
-def connect_deletes(model: type[Model]) -> None:
+def connect_unseen(model: type[Model]) -> None:
     """
-    Receive post_delete of *model*, for a model whose deletes never pass a cursor of Django.
+    Receive post_delete of *model* and m2m_changed of its many-to-many fields too.
 
-    Call it in AppConfig.ready(). Django then loads the rows before it deletes them.
+    For a model whose writes never pass a cursor of Django. Call it in AppConfig.ready(). Django then loads the rows
+    that it deletes, and those that it adds to a relation, before it does so.
     """
     post_delete.connect(_after_write, sender=model, dispatch_uid=_DISPATCH_UID)
+    for field in model._meta.local_many_to_many:
+        m2m_changed.connect(_after_m2m_change, sender=field.remote_field.through, dispatch_uid=_DISPATCH_UID)
 
 
 def _before_save(sender: type[Model], using: str, **kwargs: Any) -> None:

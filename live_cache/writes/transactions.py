@@ -226,9 +226,7 @@ class ConnectionState:
         if self._is_outcome_unknown and is_sent:
             self._tick(self._declared)
         elif not self._is_outcome_unknown:
-            for ledger, intent_id in self._intents:
-                with suppress(LedgerUnavailableError):  # its lease will end it
-                    ledger.retract(tuple(self._declared), intent_id)
+            self._retract_intents(self._declared)
         self._forget_intents()
         self._leave_testcase()
         note_rollback()
@@ -270,7 +268,12 @@ class ConnectionState:
         """
         self.record(tables, is_everything=is_everything)
         changes = self._changes()
-        self._declare(changes, fences.session_token(self.connection))
+        try:
+            self._declare(changes, fences.session_token(self.connection))
+        except CommitRefusedError:
+            self.clear()  # nothing was sent
+            self._retract_intents(changes)
+            raise
         try:
             result = run()
         except Error:
@@ -379,6 +382,12 @@ class ConnectionState:
             else:
                 self._intents.append((assembly.ledger, intent_id))
                 self._declared |= changes
+
+    def _retract_intents(self, clocks: Collection[str]) -> None:
+        for ledger, intent_id in self._intents:
+            with suppress(LedgerUnavailableError):  # its lease will end it
+                ledger.retract(tuple(clocks), intent_id)
+        self._forget_intents()
 
     def _tick(self, changes: Changes) -> None:
         intents = tuple(self._intents)
