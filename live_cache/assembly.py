@@ -31,6 +31,7 @@ from live_cache.location import (
     parse_location,
     parse_options,
     parse_timeout,
+    tier_options,
 )
 from live_cache.metrics import Metrics
 
@@ -225,7 +226,8 @@ def _assemble(alias: str, config: Mapping[str, Any]) -> Assembly:
         store=tiers.store,
         tiers=tiers.stores,
         plain_store=tiers.stores[-1],
-        ledger=_ledger(choose_ledger(location), options, key_prefix),
+        # A ledger in Redis is in the farthest tier, whose connection it shares.
+        ledger=_ledger(choose_ledger(location), tier_options(location.farthest, options), key_prefix),
         mac_keys=options.mac_keys,
         key_prefix=key_prefix,
         timeout_s=parse_timeout(config.get("TIMEOUT", DEFAULT_TIMEOUT_S)),
@@ -238,8 +240,8 @@ def _assemble(alias: str, config: Mapping[str, Any]) -> Assembly:
 def _make_stores(location: Location, options: Options, key_prefix: str) -> _Tiers:
     from live_cache.stores.tiered import TieredStore
 
-    stores = tuple(_make_tier(tier, options, key_prefix) for tier in location.tiers)
-    return _Tiers(TieredStore(stores, promote="always" if options.promote else "never"), stores)
+    stores = tuple(_make_tier(tier, tier_options(tier, options), key_prefix) for tier in location.tiers)
+    return _Tiers(TieredStore(stores, promote=options.promote), stores)
 
 
 def _make_tier(tier: Tier, options: Options, key_prefix: str) -> Store:

@@ -19,11 +19,21 @@ from django.db import connections
 from live_cache.assembly import DEFAULT_TIMEOUT_S, get_assembly, is_live
 from live_cache.conf import DEFAULTS, settings
 from live_cache.exceptions import ConfigurationError, LedgerUnavailableError, StoreUnavailableError
-from live_cache.location import Location, Tier, choose_ledger, parse_location, parse_options, parse_timeout
+from live_cache.location import (
+    Location,
+    Tier,
+    choose_ledger,
+    parse_location,
+    parse_options,
+    parse_timeout,
+    tier_options,
+)
+from live_cache.probes import NETWORK_FILE_SYSTEMS, file_system_of
 from live_cache.redis_connection import RedisConnection
 from live_cache.writes.hooks import broken_hooks
 
 __all__ = [
+    "ALL_CHECKS",
     "check_caches",
     "check_deployment",
     "check_hooks",
@@ -40,6 +50,7 @@ _EXTRAS: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
     "disk": (("diskcache",), "disk"),
     "redis": (("redis", "django_redis"), "redis"),
 }
+_OLDEST_REDIS: Final = (6, 2)
 _DATABASES_OF_ONE_HOST: Final = frozenset({"sqlite", "unknown"})
 
 
@@ -61,6 +72,7 @@ def check_caches(**kwargs: Any) -> list[CheckMessage]:
         messages += _check_part(alias, "E002", parse_options, config.get("OPTIONS") or {})
         messages += _check_part(alias, "E003", parse_timeout, config.get("TIMEOUT", DEFAULT_TIMEOUT_S))
         messages += _check_extras(alias, config)
+        messages += _check_culling(alias, config)
     return messages
 
 
@@ -124,6 +136,7 @@ def check_deployment(**kwargs: Any) -> list[CheckMessage]:
             messages += _check_pickle(alias, location, config)
             messages += _check_process_ledger(alias, location)
             messages += _check_one_host(alias, location)
+            messages += _check_file_system(alias, location)
     return messages
 
 
@@ -203,7 +216,7 @@ def _missing_modules(tier: Tier) -> list[str]:
 
 def _check_server(alias: str, tier: Tier, config: Mapping[str, Any]) -> Messages:
     try:
-        options = parse_options(config.get("OPTIONS") or {})
+        options = tier_options(tier, parse_options(config.get("OPTIONS") or {}))
     except ConfigurationError:
         return
     connection = RedisConnection(
@@ -211,7 +224,8 @@ def _check_server(alias: str, tier: Tier, config: Mapping[str, Any]) -> Messages
     )
     try:
         with connection.translating(StoreUnavailableError):
-            connection.client.ping()
+            facts = connection.facts()
+        yield from _check_redis(alias, tier, facts)
     except StoreUnavailableError as error:
         yield Error(
             f"CACHES[{alias!r}]: {tier.shown!r} does not answer: {error.__cause__}",
@@ -223,6 +237,66 @@ def _check_server(alias: str, tier: Tier, config: Mapping[str, Any]) -> Messages
         )
     finally:
         connection.close()
+
+
+def _check_redis(alias: str, tier: Tier, facts: Mapping[str, str]) -> Messages:
+    named = f"CACHES[{alias!r}]: {tier.shown!r}"
+    version = facts.get("redis_version", "")
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < _OLDEST_REDIS:
+        yield Error(
+            f"{named} is Redis {version or 'of an unknown version'}; 6.2 or later, or Valkey, is needed.",
+            hint="Upgrade the server.",
+            id="live_cache.E008",
+        )
+    if facts.get("role") not in ("master", None):
+        yield Error(
+            f"{named} is a replica. The ledger is read and written on the primary only.",
+            hint="Name the primary, or let 'redis+sentinel://' find it.",
+            id="live_cache.E009",
+        )
+    policy = facts.get("maxmemory_policy", "")
+    if policy.startswith("allkeys"):
+        yield Warning(
+            f"{named} evicts by {policy}, which may drop clocks of the ledger. Nothing gets stale by that, but each "
+            f"time every result of a table is fetched again.",
+            hint="Set maxmemory-policy to volatile-lfu or volatile-lru. Clocks have no time to live, so they stay.",
+            id="live_cache.W006",
+        )
+    elif policy == "noeviction" and facts.get("maxmemory", "0") != "0":
+        yield Warning(
+            f"{named} evicts nothing (noeviction) and has at most {facts['maxmemory']} bytes. When it is full, nothing "
+            f"new is cached, and clocks are lost with each write.",
+            hint="Set maxmemory-policy to volatile-lfu or volatile-lru, and give every alias a TIMEOUT.",
+            id="live_cache.W009",
+        )
+
+
+def _check_culling(alias: str, config: Mapping[str, Any]) -> Messages:
+    location = _location_of(config)
+    options = config.get("OPTIONS") or {}
+    if location is not None and location.farthest.kind == "redis" and "CULL_FREQUENCY" in options:
+        yield Warning(
+            f"CACHES[{alias!r}]: CULL_FREQUENCY does nothing over {location.farthest.shown!r}.",
+            hint="Redis evicts by its maxmemory and maxmemory-policy. Remove the option.",
+            id="live_cache.W008",
+        )
+
+
+def _check_file_system(alias: str, location: Location) -> Messages:
+    paths = [tier.path for tier in location.tiers if tier.kind == "disk"]
+    ledger = choose_ledger(location)
+    if ledger.kind == "host" and ledger.directory:
+        paths.append(ledger.directory)
+    for path in paths:
+        kind = file_system_of(path)
+        if kind in NETWORK_FILE_SYSTEMS:
+            yield Warning(
+                f"CACHES[{alias!r}]: {path!r} is on a network file system ({kind}), where locks between hosts do not "
+                f"hold: the file may be damaged, and one host may serve what another has changed.",
+                hint="Choose a folder on a disk of this host; share between hosts by a Redis tier.",
+                id="live_cache.W007",
+            )
+            return
 
 
 def _check_pickle(alias: str, location: Location, config: Mapping[str, Any]) -> Messages:
@@ -357,3 +431,15 @@ def _foreign_owner_of_live(manager: Any) -> str:
             if not module.startswith("live_cache.") and not definer.__module__.startswith("live_cache."):
                 return f"{definer.__module__}.{definer.__qualname__}"
     return ""
+
+
+ALL_CHECKS: Final[tuple[Callable[..., list[CheckMessage]], ...]] = (
+    check_caches,
+    check_settings,
+    check_hooks,
+    check_querysets,
+    check_deployment,
+    check_servers,
+    check_ledgers,
+)
+"""Every check of the package, those of ``--deploy`` included."""

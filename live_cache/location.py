@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
@@ -31,6 +31,7 @@ __all__ = [
     "parse_location",
     "parse_options",
     "parse_timeout",
+    "tier_options",
 ]
 
 TierKind = Literal["memory", "disk", "redis", "null"]
@@ -88,6 +89,15 @@ _TIER_OPTIONS: Final[Mapping[TierKind, frozenset[str]]] = {
 }
 
 
+# What OPTIONS of a tier may hold, rather than OPTIONS of the alias.
+_OWN_OPTIONS: Final[Mapping[TierKind, frozenset[str]]] = {
+    "memory": frozenset({"MAX_BYTES", "MAX_ENTRIES"}),
+    "disk": frozenset({"DISK_MAX_BYTES"}),
+    "redis": frozenset({"CONNECT_TIMEOUT_S", "READ_TIMEOUT_S", "RETRY_PAUSE_S", "SOCKET_TIMEOUT_S"}),
+    "null": frozenset(),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Tier:
     """One URL of a LOCATION."""
@@ -99,6 +109,8 @@ class Tier:
     """The absolute directory of a disk tier."""
     ledger: str = ""
     """What ``?ledger=`` of a memory tier says: empty, ``process``, or an absolute directory."""
+    own_options: tuple[tuple[str, Any], ...] = ()
+    """Fields of Options that hold for this tier only, with their values."""
 
     @property
     def shown(self) -> str:
@@ -158,11 +170,13 @@ def parse_location(location: object) -> Location:
     """
     Return the tiers that *location* names: one URL, or a list of URLs, nearest first.
 
+    In place of a URL there may be ``{"URL": ..., "OPTIONS": {...}}``, with options of that tier only.
+
     Raises:
         ConfigurationError: A scheme or a query option is unknown, a path is relative, the order is wrong, a tier occurs
             twice, or there is none.
     """
-    if isinstance(location, str):
+    if isinstance(location, str | Mapping):
         urls: tuple[object, ...] = (location,) if location else ()
     elif isinstance(location, Sequence):
         urls = tuple(location)
@@ -175,6 +189,11 @@ def parse_location(location: object) -> Location:
     _refuse_wrong_order(tiers)
     _refuse_ledger_beside_a_shared_tier(tiers)
     return Location(tiers)
+
+
+def tier_options(tier: Tier, options: Options) -> Options:
+    """Return *options* with those of *tier* in their place."""
+    return replace(options, **dict(tier.own_options)) if tier.own_options else options
 
 
 def choose_ledger(location: Location) -> LedgerChoice:
@@ -236,7 +255,24 @@ def parse_timeout(timeout: object) -> float | None:
     raise ConfigurationError(f"TIMEOUT is {timeout!r}; give seconds as a number, or None for no expiry.")
 
 
-def _parse_tier(url: object) -> Tier:
+def _parse_tier(given: object) -> Tier:
+    if not isinstance(given, Mapping):
+        return _parse_url(given)
+    if "URL" not in given or given.keys() - {"URL", "OPTIONS"}:
+        raise ConfigurationError(
+            "LOCATION has a dict that is not of the form {'URL': 'redis://...', 'OPTIONS': {'SOCKET_TIMEOUT_S': 2}}."
+        )
+    tier = _parse_url(given["URL"])
+    options = given.get("OPTIONS") or {}
+    known = _OWN_OPTIONS[tier.kind]
+    if unknown := sorted(str(name) for name in options if name not in known):
+        choice = f"Known there are: {', '.join(sorted(known))}." if known else "It takes none."
+        raise ConfigurationError(f"LOCATION gives {tier.shown!r} the unknown option {', '.join(unknown)}. {choice}")
+    parsed = parse_options(options)
+    return replace(tier, own_options=tuple((name.lower(), getattr(parsed, name.lower())) for name in sorted(options)))
+
+
+def _parse_url(url: object) -> Tier:
     if not isinstance(url, str) or "://" not in url:
         raise ConfigurationError(f"LOCATION names {url!r}, which is no URL. Known are: {_EXAMPLES}.")
     scheme = url.partition("://")[0]

@@ -118,6 +118,16 @@ class RedisConnection:
             self._quick_client = self._make_client(self._quick_factory)
         return self._quick_client
 
+    def facts(self) -> dict[str, str]:
+        """Return what INFO says of server, memory and replication, as text; of a cluster, one primary."""
+        client: Any = self.client
+        if self._place.kind == "cluster":
+            client = client.get_redis_connection(client.get_primaries()[0])
+        found: dict[str, str] = {}
+        for part in ("server", "memory", "replication"):
+            found.update((name, str(value)) for name, value in client.info(part).items())
+        return found
+
     def run(self, commands: Sequence[Command], *, is_quick: bool = False) -> list[Any]:
         """
         Run *commands* in one round trip, in order and without MULTI, and return the answers as the server sent them.

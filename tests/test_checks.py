@@ -16,7 +16,10 @@ from django.test.utils import isolate_apps
 
 from live_cache import checks
 from live_cache.assembly import close_all
+from live_cache.location import parse_location
+from live_cache.probes import file_system_of
 from live_cache.queryset import LiveManager, LiveQuerySet
+from tests.server_programs import start_redis
 
 BACKEND = "live_cache.backend.LiveCache"
 
@@ -233,7 +236,8 @@ def test_a_live_that_means_published_is_mentioned(monkeypatch: Any) -> None:
 def test_checks_are_registered_and_pass_here() -> None:
     """``manage.py check`` runs them; those that open connections run with --deploy only."""
     ours = [check for check in registry.get_checks(True) if check.__module__ == "live_cache.checks"]
-    assert sorted(check.__name__ for check in ours) == checks.__all__
+    assert sorted(check.__name__ for check in ours) == sorted({*checks.__all__} - {"ALL_CHECKS"})
+    assert {check.__name__ for check in checks.ALL_CHECKS} == {check.__name__ for check in ours}
     assert [message for message in run_checks(tags=[Tags.caches]) if str(message.id).startswith("live_cache")] == []
 
 
@@ -242,4 +246,68 @@ def test_every_id_is_used_once() -> None:
     source = Path(checks.__file__).read_text()
     found = re.findall(r"live_cache\.[EWI]\d{3}(?=\",)", source) + re.findall(r'"(E\d{3})", parse', source)
     assert len(found) == len(set(found))
-    assert len(found) == 19
+    assert len(found) >= 25
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), []),
+        (("--maxmemory", "20mb", "--maxmemory-policy", "volatile-lfu"), []),
+        (("--maxmemory", "20mb", "--maxmemory-policy", "allkeys-lru"), ["live_cache.W006"]),
+        (("--maxmemory", "20mb", "--maxmemory-policy", "noeviction"), ["live_cache.W009"]),
+        (("--replicaof", "127.0.0.1", "1"), ["live_cache.E009"]),
+    ],
+)
+def test_a_redis_server_is_asked_how_it_evicts(arguments: tuple[str, ...], expected: list[str]) -> None:
+    """And whether it is a primary. The message shows no password."""
+    try:
+        server = start_redis(arguments=(*arguments, "--requirepass", "secret"))
+    except RuntimeError as error:
+        pytest.skip(f"REDIS IS MISSING: {error}")
+    try:
+        with override_settings(CACHES={"default": cache(f"redis://:secret@127.0.0.1:{server.port}/0")}):
+            messages = checks.check_servers()
+    finally:
+        server.stop(kill=True)
+    assert expected == ids(messages)
+    assert all("secret" not in message.msg and message.hint for message in messages)
+
+
+def test_an_old_redis_is_refused() -> None:
+    """By the version that it names; Valkey names one that is new enough."""
+    tier = parse_location("redis://h").tiers[0]
+    found = {version: list(checks._check_redis("default", tier, {"redis_version": version})) for version in VERSIONS}
+    assert {version: ids(messages) for version, messages in found.items()} == VERSIONS
+
+
+VERSIONS: dict[str, list[str]] = {"6.0.16": ["live_cache.E008"], "6.2.0": [], "7.2.4": [], "8.0-rc1": []}
+
+
+def test_a_disk_tier_on_a_network_file_system_is_reported(monkeypatch: Any, tmp_path: Path) -> None:
+    """The longest mount point of the path decides, a link is followed."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        f"/dev/sda / ext4 rw 0 0\nhost:/x {tmp_path}/far nfs4 rw 0 0\ntmpfs {tmp_path}/far/near\\040by tmpfs rw 0 0\n"
+    )
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "far")
+    assert file_system_of(tmp_path / "far" / "cache", mounts=mounts) == "nfs4"
+    assert file_system_of(tmp_path / "link" / "cache", mounts=mounts) == "nfs4"
+    assert file_system_of(tmp_path / "farther", mounts=mounts) == "ext4"
+    assert file_system_of(tmp_path / "far" / "near by" / "x", mounts=mounts) == "tmpfs"
+    assert file_system_of("/", mounts=tmp_path / "none") == ""
+    monkeypatch.setattr(checks, "file_system_of", lambda path: "nfs4")
+    options = {"MAC_KEYS": ["secret"]}
+    with override_settings(CACHES={"default": cache(["memory://", "disk:///x"], OPTIONS=options)}):
+        messages = checks.check_deployment()
+    (found,) = [message for message in messages if message.id == "live_cache.W007"]
+    assert "nfs4" in found.msg
+
+
+def test_culling_over_redis_is_reported() -> None:
+    """The option would do nothing."""
+    with override_settings(CACHES={"default": cache("redis://h/1", OPTIONS={"CULL_FREQUENCY": 3})}):
+        assert ids(checks.check_caches()) == ["live_cache.W008"]
+    with override_settings(CACHES={"default": cache("memory://", OPTIONS={"CULL_FREQUENCY": 3})}):
+        assert ids(checks.check_caches()) == []

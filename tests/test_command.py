@@ -312,3 +312,32 @@ def test_tables_are_aligned() -> None:
     """Numbers to the right, nothing is a dash."""
     expected = "name    n\n----  ---\na       5\nbb      -\nccc   123"
     assert expected == as_table(("name", "n"), [("a", 5), ("bb", None), ("ccc", 123)])
+
+
+def test_doctor_measures_the_parts(tmp_path: Path) -> None:
+    """Each tier and the ledger, and what every check says; an untouched cache has no errors."""
+    location = ["memory://", f"disk://{tmp_path}/cache"]
+    with override_settings(CACHES={"default": {"BACKEND": BACKEND, "LOCATION": location}}):
+        report = run_json("doctor")
+        text = run("doctor")
+        assert list(get_assembly().plain_store.keys()) == []
+    (found,) = report["caches"]
+    assert [part["part"] for part in found["parts"]] == ["memory", "disk", "ledger: host"]
+    assert all(part["get_us"] > 0 and part["error"] is None for part in found["parts"])
+    assert "live_cache.W001" in [check["id"] for check in report["checks"]]
+    assert "W001" in text
+    assert "ledger: host" in text
+
+
+@pytest.mark.parametrize("format_options", [(), ("--format", "json")])
+def test_doctor_fails_on_an_error(format_options: tuple[str, ...]) -> None:
+    """A server that does not answer: the report is written, and the command fails."""
+    stdout = io.StringIO()
+    config = {"BACKEND": BACKEND, "LOCATION": "redis://:hunter2@127.0.0.1:1/0"}
+    with (
+        override_settings(CACHES={"default": config}),
+        pytest.raises(CommandError, match="1 caches"),
+    ):
+        call_command("live_cache", "doctor", *format_options, stdout=stdout)
+    assert "live_cache.E005" in stdout.getvalue()
+    assert "hunter2" not in stdout.getvalue()

@@ -1,4 +1,4 @@
-"""``manage.py live_cache clear|stats|keys|explain``. docs/reference/command.md describes each option."""
+"""``manage.py live_cache clear|stats|keys|explain|doctor``. docs/reference/command.md describes each option."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from django.core.exceptions import FieldError, ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db.models import Model, QuerySet
 
-from live_cache.assembly import Assembly, get_assembly, live_assemblies
+from live_cache.assembly import Assembly, get_assembly, live_aliases, live_assemblies
 from live_cache.exceptions import ConfigurationError, LiveCacheError
-from live_cache.management import clearing, reports
+from live_cache.management import clearing, doctor, reports
 from live_cache.management.tables import as_json, as_table
 from live_cache.queryset import live
 
@@ -25,12 +25,14 @@ class Command(BaseCommand):
     help = "Shows what live caches hold and why, and clears them."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Declare the four subcommands."""
-        actions = parser.add_subparsers(dest="action", required=True, metavar="clear|stats|keys|explain")
+        """Declare the subcommands."""
+        actions = parser.add_subparsers(dest="action", required=True, metavar="clear|stats|keys|explain|doctor")
         self._add_clear(actions)
         self._add_stats(actions)
         self._add_keys(actions)
         self._add_explain(actions)
+        parser = actions.add_parser("doctor", help="Run every check against the live servers, with latencies.")
+        _add_common(parser, default=None)
 
     def handle(self, *args: Any, **options: Any) -> None:
         """
@@ -131,6 +133,14 @@ class Command(BaseCommand):
             self.stdout.write(as_json(explanation.as_dict()))
         else:
             self.stdout.write(str(explanation))
+
+    def _doctor(self, *, using: str | None, **options: Any) -> None:
+        report = doctor.examine(live_aliases() if using is None else (using,))
+        broken = [cache["alias"] for cache in report["caches"] if cache["error"]]
+        broken += [cache["alias"] for cache in report["caches"] if any(part["error"] for part in cache["parts"])]
+        self.stdout.write(as_json(report) if options["format"] == "json" else doctor.format_examination(report))
+        if report["errors"] or broken:
+            raise CommandError(f"{report['errors']} errors, {len(broken)} caches with a part that does not work.")
 
     def _confirm(self, assembly: Assembly) -> None:
         self.stdout.write(
