@@ -533,3 +533,50 @@ def test_a_full_server_refuses_and_is_there(private_redis: Any, connection: Redi
     assert store.delete("sum") is True
     assert store.metrics().rejected_puts == 2
     assert not connection.quick_breaker.is_open
+
+
+def test_what_a_dead_redis_did_not_hear_never_comes_back(private_redis: Any, connection: RedisConnection) -> None:
+    """A plain value that could not be replaced or dropped is gone, not old, when the server is back."""
+    store = RedisStore(connection)
+    every = ["put", "expired", "deleted", "swept/1", "untouched", "summed", "swapped", "listed"]
+    store.put_many(dict.fromkeys(every, b"1"))
+    private_redis.freeze()
+    for call in (
+        lambda: store.put("put", b"2"),
+        lambda: store.put("expired", b"2", timeout_s=0),
+        lambda: store.delete("deleted"),
+        lambda: store.invalidate_prefix("swept"),
+        lambda: store.delete_many(["summed", "swapped", "listed"]),
+    ):
+        with pytest.raises(StoreUnavailableError):
+            call()
+    private_redis.thaw()
+    let_probe(connection)
+    assert store.get("put") is MISS
+    let_probe(connection)
+    assert list(store.keys()) == ["untouched"]
+    assert store.increment("summed") is MISS
+    assert store.compare_and_swap("swapped", None, b"3") is True
+    assert store.get_with_expiry("expired") is MISS
+    assert store.get_many(every) == {"untouched": b"1", "swapped": b"3"}
+    assert store.exists("swept/1") is False
+    expected = sorted(store.full_key(key).encode() for key in ("swapped", "untouched"))
+    assert sorted(connection.client.keys(store.prefix + "*")) == expected
+    store.put("put", b"3")
+    assert store.get("put") == b"3"
+
+
+def test_a_set_that_redis_did_not_hear(settings: Any, tmp_path: Path, private_redis: Any, db: None) -> None:
+    """Django's set() does not raise then; after it no get() returns the older value, sync or async."""
+    settings.CACHES = caches_of("redis", tmp_path, private_redis.url)
+    cache = caches["default"]
+    cache.set("key", "old")
+    cache.set("other", "old")
+    private_redis.freeze()
+    cache.set("key", "new")
+    asyncio.run(cache.aset("other", "new"))
+    private_redis.thaw()
+    time.sleep(0.05)  # The pause of a millisecond, doubled a few times.
+    assert cache.get("key") in (None, "new")
+    assert asyncio.run(cache.aget("other")) in (None, "new")
+    close_all()

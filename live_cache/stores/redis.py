@@ -21,6 +21,8 @@ from live_cache.stores.base import (
     validate_key,
 )
 from live_cache.stores.counters import StoreCounters
+from live_cache.stores.forks import ForkAware
+from live_cache.stores.tier_state import Debts
 
 __all__ = ["RedisStore"]
 
@@ -77,12 +79,15 @@ _QUICK_KEYS: Final = 16
 _QUICK_BYTES: Final = 256 * 1024
 
 
-class RedisStore(Store):
+class RedisStore(ForkAware, Store):
     """
     Values in Redis (6.2 or later) or Valkey, each under *prefix* plus its key.
 
     Only keys under *prefix* are ever listed or dropped. Times to live count in whole milliseconds, rounded down. A
     server that evicts by its own policy (maxmemory-policy) does so uncounted. Async twins use redis.asyncio.
+
+    What the server was told to drop or to replace while it did not answer is not read by this process before it has
+    been dropped: a set() that nobody heard of must not bring the older value back.
 
     Args:
         connection: Shared with the ledger, so that an entry and its clocks are read in one round trip.
@@ -106,6 +111,12 @@ class RedisStore(Store):
         self.prefix = prefix
         self._batch = clear_batch
         self._counters = StoreCounters()
+        self._debts = Debts()  # By full names.
+        self.watch_forks()
+
+    def after_fork_in_child(self) -> None:
+        """Replace the lock."""
+        self._debts.replace_lock()
 
     def full_key(self, key: str) -> str:
         """Return the name under which Redis holds *key*."""
@@ -186,11 +197,13 @@ class RedisStore(Store):
 
     def exists(self, key: str) -> bool:
         """Return whether an unexpired value is under *key*. Counts as a lookup nowhere."""
-        return bool(self._run(_ask("EXISTS", self.full_key(key)), is_quick=True))
+        name = self.full_key(key)
+        return bool(self._run(self._ask(name, ("EXISTS", name)), is_quick=True))
 
     async def aexists(self, key: str) -> bool:
         """See exists()."""
-        return bool(await self._arun(_ask("EXISTS", self.full_key(key)), is_quick=True))
+        name = self.full_key(key)
+        return bool(await self._arun(self._ask(name, ("EXISTS", name)), is_quick=True))
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys under *prefix*, each once. Scans the database, in batches; remembers what it yielded."""
@@ -202,7 +215,7 @@ class RedisStore(Store):
         """See keys(). Returns a list."""
         if prefix:
             validate_key(prefix)
-        return list(self._own(await self._arun(self._scan_all(prefix)), prefix, set()))
+        return list(self._readable(self._own(await self._arun(self._scan_all(prefix)), prefix, set())))
 
     def invalidate_prefix(self, prefix: str) -> int:
         """Drop every key under *prefix*. Return how many were dropped. Scans the database, in batches."""
@@ -234,11 +247,11 @@ class RedisStore(Store):
 
     def touch(self, key: str, timeout_s: float | None) -> bool:
         """Give *key* a new time to live. Return whether it was there."""
-        return bool(self._run(_ask(*self._touch(key, timeout_s)), is_quick=True))
+        return bool(self._run(self._touch(key, timeout_s), is_quick=True))
 
     async def atouch(self, key: str, timeout_s: float | None) -> bool:
         """See touch()."""
-        return bool(await self._arun(_ask(*self._touch(key, timeout_s)), is_quick=True))
+        return bool(await self._arun(self._touch(key, timeout_s), is_quick=True))
 
     def clear(self) -> None:
         """Drop every key under the store's prefix, in batches, and no other."""
@@ -324,12 +337,17 @@ class RedisStore(Store):
     # The steps of each call
 
     def _get(self, key: str) -> Steps[bytes | Missing]:
-        (value,) = yield [("GET", self.full_key(key))]
+        name = self.full_key(key)
+        if self._debts.covers(name):
+            yield from self._settle([name])
+        (value,) = yield [("GET", name)]
         self._counters.count_lookup(is_hit=value is not None)
         return MISS if value is None else value
 
     def _get_with_expiry(self, key: str) -> Steps[StoredValue | Missing]:
-        ((value, remaining_ms),) = yield [(_GET_WITH_EXPIRY, self.full_key(key))]
+        name = self.full_key(key)
+        yield from self._settle([name])
+        ((value, remaining_ms),) = yield [(_GET_WITH_EXPIRY, name)]
         # Before Redis 7 a key may expire between two commands of one script: -2 then.
         is_hit = value is not None and remaining_ms != -2
         self._counters.count_lookup(is_hit=is_hit)
@@ -339,6 +357,7 @@ class RedisStore(Store):
 
     def _get_many(self, names: Mapping[str, str]) -> Steps[dict[str, bytes]]:
         found: dict[str, bytes] = {}
+        yield from self._settle(names.values())
         for batch in _batches(names.items(), self._batch):
             (values,) = yield [("MGET", *[name for _, name in batch])]
             for (key, _), value in zip(batch, values, strict=True):
@@ -351,10 +370,11 @@ class RedisStore(Store):
         timeout_ms = _milliseconds(timeout_s)
         for batch in _batches(pairs, self._batch):
             yield from self._check_values(batch)
+            names = [name for name, _ in batch]
             if timeout_ms is not None and timeout_ms <= 0:
-                yield from self._unlink([name for name, _ in batch])
+                yield from self._owing(names, self._unlink(names))
             else:
-                yield from self._put_batch(batch, timeout_ms)
+                yield from self._owing(names, self._put_batch(batch, timeout_ms))
             self._counters.puts.add(len(batch))
 
     def _put_batch(self, batch: Sequence[tuple[str, bytes]], timeout_ms: int | None) -> Steps[None]:
@@ -374,25 +394,65 @@ class RedisStore(Store):
             ) from error.__cause__
 
     def _delete(self, names: Iterable[str]) -> Steps[int]:
-        dropped = yield from self._unlink(names)
+        every = list(names)
+        dropped = yield from self._owing(every, self._unlink(every))
         self._counters.deletes.add(dropped)
         return dropped
 
     def _invalidate(self, prefix: str) -> Steps[int]:
         if prefix:
             validate_key(prefix)
-        seen: set[str] = set()
-        dropped = 0
-        cursor: int | None = 0
-        while cursor is not None:
-            cursor, names = yield from self._scan(prefix, cursor)
-            dropped += yield from self._unlink([self.prefix + key for key in self._own(names, prefix, seen)])
+        dropped = yield from self._drop_prefix(prefix)
         self._counters.deletes.add(dropped)
         return dropped
 
+    def _drop_prefix(self, prefix: str) -> Steps[int]:
+        full = self.prefix + prefix if prefix else ""
+        owed = [debt for debt in self._debts.prefixes() if has_prefix(debt[0], full)]
+        seen: set[str] = set()
+        dropped = 0
+        cursor: int | None = 0
+        try:
+            while cursor is not None:
+                cursor, names = yield from self._scan(prefix, cursor)
+                mine = names if not prefix else [self.prefix + key for key in self._own(names, prefix, seen)]
+                dropped += yield from self._unlink(mine)
+        except StoreUnavailableError:
+            self._debts.add_prefix(full)
+            raise
+        self._debts.forget_prefixes(owed)
+        return dropped
+
+    def _owing(self, names: Sequence[str], steps: Steps[T]) -> Steps[T]:
+        """Take the steps, and remember *names* if the server does not answer."""
+        try:
+            result = yield from steps
+        except StoreUnavailableError:
+            self._debts.add_keys(names)
+            raise
+        self._debts.forget_keys(names)
+        return result
+
+    def _settle(self, names: Iterable[str]) -> Steps[None]:
+        """Drop those of *names* that were to be dropped before."""
+        owed = [name for name in names if self._debts.covers(name)]
+        if not owed:
+            return
+        for debt in self._debts.prefixes():
+            if any(has_prefix(name, debt[0]) for name in owed):
+                yield from self._drop_prefix(debt[0][len(self.prefix) :])
+        yield from self._unlink(owed)
+        self._debts.forget_keys(owed)
+
+    def _ask(self, name: str, command: Command) -> Steps[Any]:
+        yield from self._settle([name])
+        (answer,) = yield [command]
+        return answer
+
     def _increment(self, key: str, delta: int, default: int | None) -> Steps[int | Missing]:
         start = "" if default is None else str(default)
-        ((status, *answer),) = yield [(_INCREMENT, self.full_key(key), str(delta), start)]
+        name = self.full_key(key)
+        status, *answer = yield from self._ask(name, (_INCREMENT, name, str(delta), start))
         if status == 0:
             return MISS
         if status == 2:
@@ -404,6 +464,7 @@ class RedisStore(Store):
     def _swap(self, key: str, expected: bytes | None, value: bytes, timeout_s: float | None) -> Steps[bool]:
         name = self.full_key(key)
         yield from self._check_values([(name, value)])
+        yield from self._settle([name])
         timeout_ms = _milliseconds(timeout_s)
         expects = b"" if expected is None else expected
         is_expected = "0" if expected is None else "1"
@@ -414,18 +475,17 @@ class RedisStore(Store):
             self._counters.puts.add_one()
         return bool(is_stored)
 
-    def _touch(self, key: str, timeout_s: float | None) -> Command:
+    def _touch(self, key: str, timeout_s: float | None) -> Steps[Any]:
         timeout_ms = _milliseconds(timeout_s)
         name = self.full_key(key)
         if timeout_ms is None:
-            return (_PERSIST, name)
-        return ("UNLINK", name) if timeout_ms <= 0 else ("PEXPIRE", name, timeout_ms)
+            return (yield from self._ask(name, (_PERSIST, name)))
+        if timeout_ms <= 0:
+            return (yield from self._owing([name], self._ask(name, ("UNLINK", name))))
+        return (yield from self._ask(name, ("PEXPIRE", name, timeout_ms)))
 
     def _clear(self) -> Steps[None]:
-        cursor: int | None = 0
-        while cursor is not None:
-            cursor, names = yield from self._scan("", cursor)
-            yield from self._unlink(names)
+        yield from self._drop_prefix("")
 
     def _check_values(self, batch: Sequence[tuple[str, bytes]]) -> Steps[None]:
         for name, value in batch:
@@ -469,7 +529,7 @@ class RedisStore(Store):
         cursor: int | None = 0
         while cursor is not None:
             cursor, names = self._run(self._scan(prefix, cursor))
-            yield from self._own(names, prefix, seen)
+            yield from self._readable(self._own(names, prefix, seen))
 
     def _own(self, names: Iterable[bytes], prefix: str, seen: set[str]) -> Iterator[str]:
         """Yield the keys of ours among full names, but those *seen*; and note them there."""
@@ -483,16 +543,14 @@ class RedisStore(Store):
                 seen.add(key)
                 yield key
 
+    def _readable(self, keys: Iterable[str]) -> Iterator[str]:
+        return (key for key in keys if not self._debts.covers(self.prefix + key))
+
     def _names(self, keys: Iterable[str]) -> dict[str, str]:
         return {key: self.full_key(key) for key in keys}
 
     def _pairs(self, items: Mapping[str, bytes]) -> list[tuple[str, bytes]]:
         return [(self.full_key(key), value) for key, value in items.items()]
-
-
-def _ask(*command: Any) -> Steps[Any]:
-    (answer,) = yield [command]
-    return answer
 
 
 def _is_small(pairs: Sequence[tuple[str, bytes]]) -> bool:
