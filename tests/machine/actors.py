@@ -186,10 +186,10 @@ class Actor:
         if self.mode in ("raw", "manual") or not self._stack:
             self._stack.clear()
             self.mode = "auto"
-            connection.close()
+            self._close_connection()
             connection.in_atomic_block = False
         self.do_unwind(error)
-        connection.close()
+        self._close_connection()
 
     def do_open_cursor(self, model: Any) -> None:
         rows = model._base_manager.using(self.alias).iterator(chunk_size=1)
@@ -225,4 +225,5 @@ class Actor:
 
     def _close_connection(self) -> None:
         self.do_close_cursor()
-        connections[self.alias].close()
+        with suppress(Error):  # PyMySQL complains about a connection that is closed already
+            connections[self.alias].close()

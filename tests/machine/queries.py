@@ -208,8 +208,8 @@ def specs(draw: st.DrawFn) -> Spec:
     )
     if form == "dates" and name != "Book":
         form = "instances"
-    has_annotation = draw(st.integers(0, 1)) == 1
-    if shape.annotations and form != "dates" and has_annotation:
+    is_annotated = draw(st.integers(0, 1)) == 1
+    if shape.annotations and form != "dates" and is_annotated:
         steps.append(("annotate", draw(st.sampled_from(shape.annotations))))
     order = tuple(draw(st.lists(st.sampled_from(paths), max_size=2, unique=True)))
     steps.append(("order", *(draw(st.sampled_from(["", "-"])) + path.rstrip("*") for path in order)))
