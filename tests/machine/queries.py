@@ -214,7 +214,7 @@ def specs(draw: st.DrawFn) -> Spec:
     order = tuple(draw(st.lists(st.sampled_from(paths), max_size=2, unique=True)))
     steps.append(("order", *(draw(st.sampled_from(["", "-"])) + path.rstrip("*") for path in order)))
     if form == "instances":
-        if shape.select_related and draw(st.booleans()):
+        if shape.select_related and draw(st.integers(0, 1)) == 1:
             steps.append(("select_related", draw(st.sampled_from(shape.select_related))))
         if shape.prefetch and draw(st.integers(0, 2)) == 0:
             steps.append(("prefetch", draw(st.sampled_from(shape.prefetch))))
