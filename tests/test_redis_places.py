@@ -261,3 +261,50 @@ def test_a_wrong_url_is_refused(url: str, named: str) -> None:
 def test_no_password_is_shown(url: str) -> None:
     """Wherever it stands."""
     assert "cr" not in without_password(url)
+
+
+def test_a_unix_socket(tmp_path: Path) -> None:
+    """With a password and a database among the options."""
+    socket = tmp_path / "redis.sock"
+    try:
+        server = start_redis(arguments=("--unixsocket", str(socket), "--requirepass", "p@ss"))
+    except RuntimeError as error:
+        pytest.skip(f"REDIS IS MISSING: {error}")
+    try:
+        (tier,) = parse_location(f"unix://:p%40ss@{socket}?db=2").tiers
+        store = RedisStore(RedisConnection(tier.url, timeout_s=5))
+        store.put("key", b"value")
+        assert store.get("key") == b"value"
+        assert asyncio.run(store.aget("key")) == b"value"
+        with redis.Redis(port=server.port, password="p@ss", db=2) as client:
+            assert client.dbsize() == 1
+        store.close()
+    finally:
+        server.stop(kill=True)
+
+
+def test_an_encrypted_connection(tmp_path: Path) -> None:
+    """With an authority of one's own; a certificate of nobody known is refused."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    openssl = shutil.which("openssl") or pytest.skip("openssl is missing")
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1", "-nodes"]
+    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", *subject, "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    port = free_port()
+    tls = ["--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
+    try:
+        server = start_redis(arguments=(*tls, "--tls-auth-clients", "no", "--tls-ca-cert-file", str(certificate)))
+    except RuntimeError as error:
+        pytest.skip(f"REDIS WITH TLS IS MISSING: {error}")
+    try:
+        (tier,) = parse_location(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate}").tiers
+        store = RedisStore(RedisConnection(tier.url, connect_timeout_s=5, timeout_s=5))
+        store.put("key", b"value")
+        assert store.get("key") == b"value"
+        assert asyncio.run(store.aget("key")) == b"value"
+        store.close()
+        unknown = RedisStore(RedisConnection(f"rediss://127.0.0.1:{port}/0", connect_timeout_s=5, timeout_s=5))
+        with pytest.raises(StoreUnavailableError):
+            unknown.get("key")
+    finally:
+        server.stop(kill=True)
