@@ -158,7 +158,9 @@ def test_a_message_about_mac_keys_never_holds_a_key() -> None:
     assert "hunter2" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("timeout", "expected"), [(None, None), (300, 300.0), (0, 0.0), (-1, -1.0), (0.5, 0.5), ("60", 60.0)])
+@pytest.mark.parametrize(
+    ("timeout", "expected"), [(None, None), (300, 300.0), (0, 0.0), (-1, -1.0), (0.5, 0.5), ("60", 60.0)]
+)
 def test_a_timeout_is_seconds_or_none(timeout: Any, expected: float | None) -> None:
     """None never expires."""
     assert expected == parse_timeout(timeout)
