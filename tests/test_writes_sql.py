@@ -17,7 +17,9 @@ from live_cache.writes.sql import Statement, StatementKind, classify, normalize_
 P, M, S = "postgresql", "mysql", "sqlite"
 ALL = (P, M, S)
 VENDORS = {"p": P, "m": M, "s": S, "o": "oracle"}
-FLAGS = tuple(field.name for field in fields(Statement) if field.name not in ("kind", "written", "read", "functions"))
+# may_delete has a test of its own: the tables below would say it of every DELETE and DROP.
+NO_FLAGS = ("kind", "written", "read", "functions", "may_delete")
+FLAGS = tuple(field.name for field in fields(Statement) if field.name not in NO_FLAGS)
 SHORT_FLAGS = {
     "commits": "commits_implicitly",
     "switches": "changes_search_path",
@@ -419,6 +421,30 @@ def test_comments_case_and_space_do_not_matter(case: Case) -> None:
         assert classify(case.sql.upper(), vendor=case.vendor) == plain
         assert classify(case.sql.lower(), vendor=case.vendor) == plain
         assert classify(case.sql.replace(" ", "\n\t "), vendor=case.vendor) == plain or "--" in case.sql
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("DELETE FROM t", True),
+        ("delete from t where a in (select b from u)", True),
+        ("REPLACE INTO t VALUES (1)", True),
+        ("INSERT OR REPLACE INTO t VALUES (1)", True),
+        ("MERGE INTO t USING u ON t.a = u.a WHEN MATCHED THEN DELETE", True),
+        ("WITH x AS (DELETE FROM t RETURNING a) SELECT a FROM x", True),
+        ("DROP TABLE t", True),
+        ("SELECT 1; DELETE FROM t", True),
+        ("INSERT INTO t VALUES ('delete')", False),
+        ("UPDATE t SET a = 1", False),
+        ("SELECT a FROM t", False),
+        ("ALTER TABLE t ADD COLUMN a int", False),
+    ],
+)
+def test_a_statement_that_may_delete_rows_says_so(sql: str, expected: bool) -> None:
+    """Then the database may go on to other tables, by what it was told to do on delete."""
+    vendors = [vendor for vendor in ALL if classify(sql, vendor=vendor).kind is not StatementKind.UNKNOWN]
+    assert vendors
+    assert {classify(sql, vendor=vendor).may_delete for vendor in vendors} == {expected}
 
 
 @pytest.mark.parametrize("vendor", ALL)
