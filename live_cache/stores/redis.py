@@ -170,12 +170,12 @@ class RedisStore(ForkAware, Store):
             QuotaExceededError: As put() does. The old values of one batch are gone, the batches before it are stored.
         """
         pairs = self._pairs(items)
-        self._run(self._put_many(pairs, timeout_s), is_quick=_is_small(pairs))
+        self._run(self._put_many(pairs, timeout_s), is_quick=_is_small(pairs), is_write=True)
 
     async def aput_many(self, items: Mapping[str, bytes], *, timeout_s: float | None = None) -> None:
         """See put_many()."""
         pairs = self._pairs(items)
-        await self._arun(self._put_many(pairs, timeout_s), is_quick=_is_small(pairs))
+        await self._arun(self._put_many(pairs, timeout_s), is_quick=_is_small(pairs), is_write=True)
 
     def delete(self, key: str) -> bool:
         """Drop *key*. Return whether an unexpired value was there."""
@@ -188,12 +188,12 @@ class RedisStore(ForkAware, Store):
     def delete_many(self, keys: Iterable[str]) -> int:
         """Drop *keys*. Return how many were there."""
         names = self._names(keys)
-        return self._run(self._delete(names.values()), is_quick=len(names) <= _QUICK_KEYS)
+        return self._run(self._delete(names.values()), is_quick=len(names) <= _QUICK_KEYS, is_write=True)
 
     async def adelete_many(self, keys: Iterable[str]) -> int:
         """See delete_many()."""
         names = self._names(keys)
-        return await self._arun(self._delete(names.values()), is_quick=len(names) <= _QUICK_KEYS)
+        return await self._arun(self._delete(names.values()), is_quick=len(names) <= _QUICK_KEYS, is_write=True)
 
     def exists(self, key: str) -> bool:
         """Return whether an unexpired value is under *key*. Counts as a lookup nowhere."""
@@ -227,31 +227,31 @@ class RedisStore(ForkAware, Store):
 
     def increment(self, key: str, delta: int = 1, *, default: int | None = None) -> int | Missing:
         """Add *delta* to the decimal integer under *key*, atomically, and return the sum. The time to live stays."""
-        return self._run(self._increment(key, delta, default), is_quick=True)
+        return self._run(self._increment(key, delta, default), is_quick=True, is_write=True)
 
     async def aincrement(self, key: str, delta: int = 1, *, default: int | None = None) -> int | Missing:
         """See increment()."""
-        return await self._arun(self._increment(key, delta, default), is_quick=True)
+        return await self._arun(self._increment(key, delta, default), is_quick=True, is_write=True)
 
     def compare_and_swap(
         self, key: str, expected: bytes | None, value: bytes, *, timeout_s: float | None = None
     ) -> bool:
         """Store *value* only if *key* holds *expected* (None: only if there is nothing). Atomic."""
-        return self._run(self._swap(key, expected, value, timeout_s), is_quick=True)
+        return self._run(self._swap(key, expected, value, timeout_s), is_quick=True, is_write=True)
 
     async def acompare_and_swap(
         self, key: str, expected: bytes | None, value: bytes, *, timeout_s: float | None = None
     ) -> bool:
         """See compare_and_swap()."""
-        return await self._arun(self._swap(key, expected, value, timeout_s), is_quick=True)
+        return await self._arun(self._swap(key, expected, value, timeout_s), is_quick=True, is_write=True)
 
     def touch(self, key: str, timeout_s: float | None) -> bool:
         """Give *key* a new time to live. Return whether it was there."""
-        return bool(self._run(self._touch(key, timeout_s), is_quick=True))
+        return bool(self._run(self._touch(key, timeout_s), is_quick=True, is_write=True))
 
     async def atouch(self, key: str, timeout_s: float | None) -> bool:
         """See touch()."""
-        return bool(await self._arun(self._touch(key, timeout_s), is_quick=True))
+        return bool(await self._arun(self._touch(key, timeout_s), is_quick=True, is_write=True))
 
     def clear(self) -> None:
         """Drop every key under the store's prefix, in batches, and no other."""
@@ -292,14 +292,20 @@ class RedisStore(ForkAware, Store):
 
     # How a call runs its steps
 
-    def _run(self, steps: Steps[T], *, is_quick: bool = False) -> T:
+    def _run(self, steps: Steps[T], *, is_quick: bool = False, is_write: bool = False) -> T:
+        """
+        Send what *steps* ask for.
+
+        A quick call is refused while the server is known to be silent. Of those, writes wait SOCKET_TIMEOUT_S for the
+        answer and not READ_TIMEOUT_S: a read has the database to go to, a value that was not stored is lost.
+        """
         connection = self.connection
         try:
             commands = next(steps)
             while True:
                 try:
                     with connection.translating(StoreUnavailableError, is_quick=is_quick):
-                        answers = connection.run(commands, is_quick=is_quick)
+                        answers = connection.run(commands, is_quick=is_quick and not is_write)
                 except StoreUnavailableError as error:
                     self._counters.errors.add_one()
                     commands = steps.throw(error)
@@ -309,7 +315,8 @@ class RedisStore(ForkAware, Store):
             result: T = stop.value
             return result
 
-    async def _arun(self, steps: Steps[T], *, is_quick: bool = False) -> T:
+    async def _arun(self, steps: Steps[T], *, is_quick: bool = False, is_write: bool = False) -> T:
+        """See _run()."""
         connection = self.connection
         is_over = False
         result: T
@@ -323,7 +330,7 @@ class RedisStore(ForkAware, Store):
             answers: list[Any] = []
             try:
                 with connection.translating(StoreUnavailableError, is_quick=is_quick):
-                    answers = await connection.arun(commands, is_quick=is_quick)
+                    answers = await connection.arun(commands, is_quick=is_quick and not is_write)
             except StoreUnavailableError as error:
                 self._counters.errors.add_one()
                 failure = error
