@@ -505,3 +505,18 @@ def test_a_write_to_another_table_costs_no_hits(authors: str) -> None:
     with recording() as reads:
         live_names(authors)
     assert reads[0].is_hit
+
+
+@pytest.mark.django_db(transaction=True)
+def test_executescript_commits_the_open_transaction(cache: str, second_connection: Callable[[str], Any]) -> None:
+    """Python's executescript() sends COMMIT first: from then on every connection sees what it and the block wrote."""
+    other = second_connection("default")
+    author = Author.objects.create(name="Ann")
+    assert other.run(live_names, "default") == live_names("default") == ["Ann"]
+    with transaction.atomic():
+        Author.objects.filter(pk=author.pk).update(name="Bob")
+        with connections["default"].cursor() as cursor:
+            cursor.executescript("INSERT INTO testapp_author (name) VALUES ('Cid')")
+        assert other.run(live_names, "default") == ["Bob", "Cid"]
+        Author.objects.create(name="Dan")
+    assert other.run(live_names, "default") == live_names("default") == ["Bob", "Cid", "Dan"]

@@ -329,10 +329,13 @@ class ConnectionState:
             self._tick(changes)
 
     def run_unknown(self, run: Callable[[], T]) -> T:
-        """Run something that may write any table, inside a transaction or not."""
+        """Run something that may write any table, and that commits an open transaction before it begins."""
         if self.is_in_transaction:
             self.record((), is_everything=True)
-            return run()
+            result = self.committing(run)
+            # Django's block goes on, over a connection that commits each statement now.
+            self.record((), is_everything=True)
+            return result
         return self.run_outside_transaction((), run, is_everything=True)
 
     def tick_now(self, tables: Iterable[str]) -> None:
