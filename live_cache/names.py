@@ -70,7 +70,7 @@ def shared_database_name(connection: BaseDatabaseWrapper) -> str:
 
 
 def clock_of(database: str, table: str) -> str:
-    """Return the name of the clock of *table* (as writes.sql.normalize_table() gives it) in *database*."""
+    """Return the name of the clock of *table* (as sql.normalize_table() gives it) in *database*."""
     return f"{database}/{table}"
 
 

@@ -26,10 +26,10 @@ from live_cache.fingerprint import Walk, walk_expressions, walk_query
 from live_cache.ledger.base import TABLE_SLOT, Dependency, slot_of
 from live_cache.loop import leave_loop
 from live_cache.names import clock_of, database_name, is_private_database, key_dependency
+from live_cache.sql import StatementKind, classify, normalize_table
 from live_cache.stores.base import validate_key
 from live_cache.tables import models_of_tables
 from live_cache.writes.guard import intercepting
-from live_cache.writes.sql import StatementKind, classify, normalize_table
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from django.apps import apps
 from django.db import models
 
-from live_cache.writes.sql import normalize_table
+from live_cache.sql import normalize_table
 
 __all__ = ["models_of_tables"]
 

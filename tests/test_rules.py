@@ -21,8 +21,8 @@ from live_cache import live, reader
 from live_cache.assembly import get_assembly
 from live_cache.ledger import fences
 from live_cache.ledger.base import NEWBORN, Dependency, Ledger, Reading, Stamp, is_fresh
+from live_cache.sql import Statement, StatementKind, classify
 from live_cache.writes import guard
-from live_cache.writes.sql import Statement, StatementKind, classify
 from live_cache.writes.transactions import ConnectionState, state_of
 from tests.cache_kinds import caches_of
 from tests.machine.faults import Holds

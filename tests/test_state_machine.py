@@ -24,8 +24,8 @@ from live_cache import reader
 from live_cache.exceptions import LedgerUnavailableError
 from live_cache.ledger.process import ProcessLedger
 from live_cache.plan import Plan
+from live_cache.sql import Statement, StatementKind, classify
 from live_cache.writes import guard
-from live_cache.writes.sql import Statement, StatementKind, classify
 from tests.machine.faults import Holds
 from tests.machine.machine import make_machine
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from django.apps import apps
 from django.db.models import deletion
 
-from live_cache.writes.sql import normalize_table
+from live_cache.sql import normalize_table
 
 if TYPE_CHECKING:
     from django.db.models import Model

@@ -1,7 +1,7 @@
 """
 The SQL guard: every statement that Django sends passes here, so that no write goes unseen.
 
-It reads the statement (writes.sql), notes what it writes on the connection, and, in autocommit mode, opens the
+It reads the statement (sql.classify), notes what it writes on the connection, and, in autocommit mode, opens the
 transaction that the ledger's protocol needs (rule 8). It can never break a statement: what it does not understand runs
 as it is, and counts as a write of every table.
 """
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from django.db import connections, transaction
 
 from live_cache.conf import settings
+from live_cache.sql import Statement, StatementKind, classify, normalize_table
 from live_cache.tables import models_of_tables
 from live_cache.testcases import is_between_blocks
 from live_cache.writes.cascades import tables_changed_by_delete
 from live_cache.writes.engines import forget_engines
-from live_cache.writes.sql import Statement, StatementKind, classify, normalize_table
 from live_cache.writes.transactions import ConnectionState, state_of
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import connections, transaction
 
-from live_cache.writes.kinds import StatementKind
-from live_cache.writes.sql import classify
+from live_cache.sql import StatementKind, classify
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper

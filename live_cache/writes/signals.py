@@ -19,7 +19,7 @@ from django.db import connections
 from django.db.models import Model
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_save
 
-from live_cache.writes.sql import normalize_table
+from live_cache.sql import normalize_table
 from live_cache.writes.transactions import ConnectionState, state_of
 
 __all__ = ["connect", "connect_unseen", "tables_of"]

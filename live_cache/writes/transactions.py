@@ -23,10 +23,10 @@ from live_cache.exceptions import CommitRefusedError, LedgerUnavailableError
 from live_cache.ledger import fences
 from live_cache.ledger.base import TABLE_SLOT
 from live_cache.names import clock_of, database_name, shared_database_name
+from live_cache.sql import normalize_table
 from live_cache.testcases import is_between_blocks, is_in_testcase, note_commit, note_rollback
 from live_cache.writes import hooks, raw_cursor
 from live_cache.writes.engines import tables_without_rollback
-from live_cache.writes.sql import normalize_table
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from live_cache.writes import sql as sql_module
-from live_cache.writes.sql import Statement, StatementKind, classify, normalize_table
+from live_cache.sql import Statement, StatementKind, classify, normalize_table
+from live_cache.sql import classifier as sql_module
 
 P, M, S = "postgresql", "mysql", "sqlite"
 ALL = (P, M, S)

@@ -13,7 +13,7 @@ from django.db import connection
 from django.db.models import Count, Exists, F, Max, OuterRef, Prefetch, Q, QuerySet, Subquery, Value, Window
 from django.db.models.functions import Coalesce, RowNumber, TruncYear
 
-from live_cache.writes.sql import Statement, StatementKind, classify
+from live_cache.sql import Statement, StatementKind, classify
 from tests import servers
 from tests.testapp.models import Author, Book, Category, CheapBook, Country, Ebook, Library, Shelf
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from live_cache.writes.clauses import WRITE_VERBS, Clauses
-from live_cache.writes.kinds import KNOWN_VENDORS, Statement, StatementKind, commits_on_schema_change, result, unknown
-from live_cache.writes.schema import SCHEMA_HANDLERS, maintain, write_list
-from live_cache.writes.sessions import SESSION_HANDLERS
-from live_cache.writes.tokens import is_name
+from live_cache.sql.clauses import WRITE_VERBS, Clauses
+from live_cache.sql.kinds import KNOWN_VENDORS, Statement, StatementKind, commits_on_schema_change, result, unknown
+from live_cache.sql.schema import SCHEMA_HANDLERS, maintain, write_list
+from live_cache.sql.sessions import SESSION_HANDLERS
+from live_cache.sql.tokens import is_name
 
 __all__ = ["parse_statement"]
 

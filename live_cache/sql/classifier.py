@@ -12,14 +12,14 @@ import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
-from live_cache.writes.kinds import Statement, StatementKind, unknown
-from live_cache.writes.statements import parse_statement
-from live_cache.writes.tokens import Reading, normalize_table, readings, tokenize
+from live_cache.sql.kinds import Statement, StatementKind, unknown
+from live_cache.sql.statements import parse_statement
+from live_cache.sql.tokens import Reading, readings, tokenize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["Statement", "StatementKind", "classify", "normalize_table"]
+__all__ = ["classify"]
 
 _SHORT_CHARS = 4 * 1024
 _LONG_CHARS = 64 * 1024

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from live_cache.writes.tokens import is_name, normalize_table
+from live_cache.sql.tokens import is_name, normalize_table
 
 __all__ = ["WRITE_VERBS", "Clauses"]
 

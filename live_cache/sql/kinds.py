@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from live_cache.writes.clauses import Clauses
+from live_cache.sql.clauses import Clauses
 
 __all__ = ["KNOWN_VENDORS", "Statement", "StatementKind", "commits_on_schema_change", "result", "unknown"]
 

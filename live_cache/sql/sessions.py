@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from live_cache.writes.clauses import Clauses
-from live_cache.writes.kinds import Statement, StatementKind, commits_on_schema_change, result, unknown
-from live_cache.writes.tokens import is_name
+from live_cache.sql.clauses import Clauses
+from live_cache.sql.kinds import Statement, StatementKind, commits_on_schema_change, result, unknown
+from live_cache.sql.tokens import is_name
 
 __all__ = ["SESSION_HANDLERS"]
 
