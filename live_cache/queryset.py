@@ -16,13 +16,14 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, cast
 from urllib.parse import quote
 
+from django.apps import apps
 from django.db import connections, models, router
 from django.db.models.query import QuerySet
 
 from live_cache import reader
 from live_cache.assembly import Assembly, get_assembly
 from live_cache.conf import settings
-from live_cache.exceptions import UncachableQueryError
+from live_cache.exceptions import ConfigurationError, UncachableQueryError
 from live_cache.explanation import Explanation
 from live_cache.instances import KNOWN_ITERABLES, build
 from live_cache.invalidation import invalidate, invalidate_key_of
@@ -95,9 +96,11 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
 
         Raises:
             InvalidKeyError: The cache key is empty, too long, or has empty segments.
-            ConfigurationError: There is no such cache alias, or it has another backend.
+            ConfigurationError: There is no such cache alias, it has another backend, or live_cache is not installed.
             ValueError: The mode or the page size does not exist.
         """
+        if "live_cache" not in apps.app_configs:
+            raise ConfigurationError('Put "live_cache" in INSTALLED_APPS: without it, writes are not seen.')
         if cache_key is not None:
             check_caller_key(cache_key)
         if mode not in _MODES:

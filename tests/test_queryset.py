@@ -474,6 +474,13 @@ def test_bad_options_are_refused_with_their_name() -> None:
         LiveQuerySet(Book).fresh()
 
 
+def test_live_needs_the_app(settings: Any) -> None:
+    """Without the app no write would be seen, so nothing may be read live."""
+    settings.INSTALLED_APPS = [name for name in settings.INSTALLED_APPS if name != "live_cache"]
+    with pytest.raises(ConfigurationError, match="INSTALLED_APPS"):
+        live(Book.objects.all())
+
+
 def test_await_and_async_iteration(alias: str, books: Any) -> None:
     """The async twins of a live queryset read the same."""
     from asgiref.sync import async_to_sync
