@@ -11,7 +11,6 @@ import inspect
 import json
 import os
 import sys
-import traceback
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Django's tests have modules called urls and settings, as this folder has.
 sys.path[0] = SUITE
 sys.path.insert(1, str(ROOT))
+
+from tests.outcomes import OutcomeResult, outcomes  # noqa: E402 - found by the path above
 
 TEST_TIMEOUT_S = 60
 
@@ -48,10 +49,8 @@ NOT_APPLICABLE = {
     ),
 }
 
-outcomes: dict[str, list[str]] = {}
 
-
-class Result(unittest.TextTestResult):
+class Result(OutcomeResult):
     """Keeps the outcome of each test: one of passed, failed, skipped; and why."""
 
     def startTest(self, test: Any) -> None:
@@ -62,39 +61,6 @@ class Result(unittest.TextTestResult):
     def stopTest(self, test: Any) -> None:
         faulthandler.cancel_dump_traceback_later()
         super().stopTest(test)
-
-    def _note(self, test: Any, outcome: str, detail: str) -> None:
-        if outcomes.get(test.id(), [""])[0] != "failed":
-            outcomes[test.id()] = [outcome, detail]
-
-    def addSuccess(self, test: Any) -> None:
-        super().addSuccess(test)
-        self._note(test, "passed", "")
-
-    def addSkip(self, test: Any, reason: str) -> None:
-        super().addSkip(test, reason)
-        self._note(test, "skipped", reason)
-
-    def addExpectedFailure(self, test: Any, err: Any) -> None:
-        super().addExpectedFailure(test, err)
-        self._note(test, "passed", "")
-
-    def addUnexpectedSuccess(self, test: Any) -> None:
-        super().addUnexpectedSuccess(test)
-        self._note(test, "failed", "unexpected success")
-
-    def addError(self, test: Any, err: Any) -> None:
-        super().addError(test, err)
-        self._note(test, "failed", "".join(traceback.format_exception(*err)))
-
-    def addFailure(self, test: Any, err: Any) -> None:
-        super().addFailure(test, err)
-        self._note(test, "failed", "".join(traceback.format_exception(*err)))
-
-    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
-        super().addSubTest(test, subtest, err)
-        if err is not None:
-            self._note(test, "failed", f"{subtest}\n{''.join(traceback.format_exception(*err))}")
 
 
 def _cases(suite: unittest.TestSuite) -> Iterator[Any]:

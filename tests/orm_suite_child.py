@@ -10,7 +10,6 @@ import inspect
 import json
 import os
 import sys
-import traceback
 import unittest
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = SUITE
 sys.path.insert(1, str(ROOT))
 
-outcomes: dict[str, list[str]] = {}
+from tests.outcomes import OutcomeResult, outcomes  # noqa: E402 - found by the path above
 
 
-class Result(unittest.TextTestResult):
+class Result(OutcomeResult):
     """Keeps the outcome of each test: one of passed, failed, skipped; and why."""
-
-    def _note(self, test: Any, outcome: str, detail: str) -> None:
-        name = test.id()
-        if outcomes.get(name, [""])[0] != "failed":
-            outcomes[name] = [outcome, detail]
 
     def startTest(self, test: Any) -> None:
         super().startTest(test)
@@ -46,37 +40,8 @@ class Result(unittest.TextTestResult):
             from tests import orm_suite_live
 
             if orm_suite_live.wrong_reads:
-                self._note(test, "failed", "\n".join(orm_suite_live.wrong_reads))
+                self.note(test, "failed", "\n".join(orm_suite_live.wrong_reads))
         super().stopTest(test)
-
-    def addSuccess(self, test: Any) -> None:
-        super().addSuccess(test)
-        self._note(test, "passed", "")
-
-    def addSkip(self, test: Any, reason: str) -> None:
-        super().addSkip(test, reason)
-        self._note(test, "skipped", reason)
-
-    def addExpectedFailure(self, test: Any, err: Any) -> None:
-        super().addExpectedFailure(test, err)
-        self._note(test, "passed", "")
-
-    def addUnexpectedSuccess(self, test: Any) -> None:
-        super().addUnexpectedSuccess(test)
-        self._note(test, "failed", "unexpected success")
-
-    def addError(self, test: Any, err: Any) -> None:
-        super().addError(test, err)
-        self._note(test, "failed", "".join(traceback.format_exception(*err)))
-
-    def addFailure(self, test: Any, err: Any) -> None:
-        super().addFailure(test, err)
-        self._note(test, "failed", "".join(traceback.format_exception(*err)))
-
-    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
-        super().addSubTest(test, subtest, err)
-        if err is not None:
-            self._note(test, "failed", f"{subtest}\n{''.join(traceback.format_exception(*err))}")
 
 
 def _uncount() -> None:
