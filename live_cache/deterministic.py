@@ -15,7 +15,15 @@ from django.db.models.fields import related_lookups
 from django.db.models.functions.text import ConcatPair
 from django.db.models.query_utils import FilteredRelation, Q
 
-__all__ = ["EXPRESSIONS", "EXPRESSION_NAMES", "LOOKUP_MODULES", "OWN_FUNCTIONS", "RANGE_TYPE", "TIME_ZONE_MODULES"]
+__all__ = [
+    "ARRAY_OPTIONS",
+    "EXPRESSIONS",
+    "EXPRESSION_NAMES",
+    "LOOKUP_MODULES",
+    "OWN_FUNCTIONS",
+    "RANGE_TYPE",
+    "TIME_ZONE_MODULES",
+]
 
 EXPRESSIONS: Final[frozenset[type]] = frozenset(
     {
@@ -145,9 +153,10 @@ EXPRESSIONS: Final[frozenset[type]] = frozenset(
     }
 )
 
-# Since Django 6.0 or 6.1.
+# Since Django 6.0 or 6.1. Which value AnyValue takes is left to the database, as the order of rows without ORDER BY is:
+# each is right as long as the rows are the same.
 _NEW_AGGREGATES: Final = (
-    "AggregateFilter", "AggregateOrderBy", "BitAnd", "BitOr", "BitXor", "StringAgg", "StringAggDelimiter",
+    "AggregateFilter", "AggregateOrderBy", "AnyValue", "BitAnd", "BitOr", "BitXor", "StringAgg", "StringAggDelimiter",
 )  # fmt: skip
 _POSTGRES: Final = "django.contrib.postgres"
 
@@ -155,6 +164,7 @@ EXPRESSION_NAMES: Final[frozenset[str]] = frozenset(
     {
         *(f"django.db.models.aggregates.{name}" for name in _NEW_AGGREGATES),
         "django.db.models.expressions.ColPairs",
+        "django.db.models.expressions.JSONNull",
         "django.db.models.fields.tuple_lookups.Tuple",
         f"{_POSTGRES}.expressions.ArraySubquery",
         *(
@@ -195,11 +205,14 @@ EXPRESSION_NAMES: Final[frozenset[str]] = frozenset(
 
 OWN_FUNCTIONS: Final = frozenset(
     {
-        *("STDDEV_POP", "STDDEV_SAMP", "VAR_POP", "VAR_SAMP"),
-        *("phraseto_tsquery", "plainto_tsquery", "to_tsquery", "websearch_to_tsquery"),
+        *("COVAR_POP", "COVAR_SAMP", "STDDEV_POP", "STDDEV_SAMP", "VAR_POP", "VAR_SAMP"),
+        *("ts_rank_cd", "phraseto_tsquery", "plainto_tsquery", "to_tsquery", "websearch_to_tsquery"),
     }
 )
-"""What StdDev, Variance and SearchQuery put into the attribute ``function`` of an instance."""
+"""What StdDev, Variance, CovarPop, SearchRank and SearchQuery put into the attribute ``function`` of an instance."""
+
+ARRAY_OPTIONS: Final = {"function": "ARRAY", "template": "%(function)s[%(expressions)s]"}
+"""What the lookups of ArrayField give to a Func. Read in Django 5.2.19 and 6.1.3."""
 
 RANGE_TYPE: Final = "psycopg.types.range.Range"
 """What every range field of django.contrib.postgres gives and takes, under psycopg 3."""

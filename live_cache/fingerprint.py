@@ -26,7 +26,6 @@ from django.apps import apps
 from django.core.exceptions import FieldError
 from django.db import models
 from django.db.models import expressions
-from django.db.models.constants import LOOKUP_SEP
 from django.db.models.fields import related_lookups
 from django.db.models.sql import datastructures, where
 from django.db.models.sql.query import Query
@@ -35,6 +34,7 @@ from django.utils import timezone
 from django.utils.functional import cached_property
 
 from live_cache.deterministic import (
+    ARRAY_OPTIONS,
     EXPRESSION_NAMES,
     EXPRESSIONS,
     LOOKUP_MODULES,
@@ -108,6 +108,8 @@ class Walk:
             return (kind.__name__, tuple(self.value(item) for item in items))
         if kind is dict:
             return ("dict", tuple((self.value(key), self.value(item)) for key, item in value.items()))
+        if hasattr(value, "resolve_expression"):  # such as a column in the list of an IN
+            return ("expression", self.token(value))
         self.parameters.append(_typed(value))
         return f"{kind.__module__}.{kind.__qualname__}"
 
@@ -300,6 +302,13 @@ def _join(walk: Walk, join: Any) -> Token:
     )
 
 
+def _func(walk: Walk, func: Any) -> Token:
+    # Func itself may call anything; the lookups of ArrayField make one of it, for what they compare with.
+    if func.extra != ARRAY_OPTIONS:
+        raise UncachableQueryError("A plain Func may call anything.")
+    return ("ARRAY", _sequence(walk, func.source_expressions), walk.token(_output_field(func)))
+
+
 def _base_table(walk: Walk, table: Any) -> Token:
     return (table.table_name, table.table_alias)
 
@@ -336,6 +345,7 @@ _HANDLERS: Final[dict[type, Handler]] = {
     frozenset: _set,
     where.WhereNode: _where,
     expressions.Col: _col,
+    expressions.Func: _func,
     datastructures.Join: _join,
     datastructures.BaseTable: _base_table,
     Query: lambda walk, query: walk.query(query),
@@ -375,7 +385,12 @@ def _right_side(lookup: Any) -> Any:
 
 def _field_definition(field: Any) -> Token:
     _name, path, arguments, options = field.deconstruct()
-    return (path, repr(arguments), repr(sorted(options.items())), LOOKUP_SEP)
+    return (path, _options(arguments), _options([options[name] for name in sorted(options)]), sorted(options))
+
+
+def _options(options: Iterable[Any]) -> Token:
+    # The text of a field, such as the base field of an ArrayField, does not hold its options.
+    return tuple(_field_definition(item) if isinstance(item, models.Field) else repr(item) for item in options)
 
 
 @lru_cache(maxsize=1024)
