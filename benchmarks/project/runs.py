@@ -23,7 +23,7 @@ from benchmarks.project.errors import BenchmarkError
 from benchmarks.project.systems import LOCATIONS, PEERS, SYSTEMS
 from tests import server_programs
 
-__all__ = ["Bench", "add_options", "is_child", "print_table", "run_child", "run_systems"]
+__all__ = ["Bench", "add_options", "is_child", "print_rows", "print_table", "run_child", "run_systems"]
 
 Result = dict[str, Any]
 _ENVIRONMENT: Final = "LIVE_CACHE_BENCH"
@@ -55,9 +55,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run_systems(program: str, options: argparse.Namespace) -> list[Result]:
+def run_systems(program: str, options: argparse.Namespace, *, others: Sequence[str] = ()) -> list[Result]:
     """
     Run *program* (a module) once for each system, and return the results, ours first.
+
+    Args:
+        others: Names of SYSTEMS that run too, after the peers and also without them.
 
     Raises:
         BenchmarkError: A run was not possible, or did not end well.
@@ -73,7 +76,7 @@ def run_systems(program: str, options: argparse.Namespace) -> list[Result]:
                 "python -m pip install -r requirements/peers.txt (or run with --no-peers)",
                 file=sys.stderr,
             )
-    return [_run_system(program, name, options) for name in names]
+    return [_run_system(program, name, options) for name in (*names, *others)]
 
 
 def _run_system(program: str, system: str, options: argparse.Namespace) -> Result:
@@ -160,8 +163,12 @@ def _end_in_order() -> None:
 
 def print_table(results: Sequence[Result], columns: Mapping[str, str]) -> None:
     """Print one line per result. *columns* maps keys of the results to titles."""
-    rows = [list(columns.values()), *([_cell(result[key]) for key in columns] for result in results)]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
+    print_rows([list(columns.values()), *([_cell(result[key]) for key in columns] for result in results)])
+
+
+def print_rows(rows: Sequence[Sequence[str]]) -> None:
+    """Print *rows* as a table: the first column to the left, the others to the right."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         print("  ".join(cells))

@@ -41,6 +41,8 @@ class System:
     name = "database"
     package = ""
     """What pip installs; empty for what is there already."""
+    caches = False
+    """Whether an answer may come from anywhere but the database."""
 
     def settings(self, bench: Mapping[str, Any]) -> dict[str, Any]:
         """Return what this system adds to the settings of the project."""
@@ -74,6 +76,7 @@ class Ours(System):
     """This package."""
 
     name = "live_cache"
+    caches = True
 
     def settings(self, bench: Mapping[str, Any]) -> dict[str, Any]:
         """See System.settings()."""
@@ -109,6 +112,7 @@ class Cacheops(System):
     """django-cacheops."""
 
     name = "cacheops"
+    caches = True
     package = "django-cacheops"
 
     def settings(self, bench: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,6 +148,7 @@ class Cachalot(System):
     """django-cachalot."""
 
     name = "cachalot"
+    caches = True
     package = "django-cachalot"
 
     def settings(self, bench: Mapping[str, Any]) -> dict[str, Any]:
