@@ -108,7 +108,7 @@ class Walk:
             return (kind.__name__, tuple(self.value(item) for item in items))
         if kind is dict:
             return ("dict", tuple((self.value(key), self.value(item)) for key, item in value.items()))
-        if hasattr(value, "resolve_expression"):  # such as a column in the list of an IN
+        if hasattr(value, "resolve_expression"):  # such as the delimiter of StringAgg
             return ("expression", self.token(value))
         self.parameters.append(_typed(value))
         return f"{kind.__module__}.{kind.__qualname__}"

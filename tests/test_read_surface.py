@@ -337,6 +337,14 @@ SHAPES: dict[str, tuple[Callable[[str, Any], Any], Callable[[str], None]]] = {
         ),
         update_authors,
     ),
+    "expressions in a list": (
+        lambda a, qs: qs.filter(pages__in=[F("author__pk") * 100, Value(200), 300]).order_by("pk"),
+        update_books,
+    ),
+    "expressions as the ends of a range": (
+        lambda a, qs: qs.filter(pages__range=(F("price") * 10, 250)).order_by("pk"),
+        update_books,
+    ),
     "only and select_related": (
         lambda a, qs: qs.select_related("author").only("title", "author__name").order_by("pk"),
         update_authors,
@@ -545,6 +553,8 @@ def test_custom_managers_and_querysets(shop: str) -> None:
         ("Now in ORDER BY", lambda qs: qs.order_by(Case(When(created__lt=functions.Now(), then=1), default=2)), "Now"),
         ("Now in a union", lambda qs: qs.union(qs.filter(created__lt=functions.Now())), "Now"),
         ("Random", lambda qs: qs.annotate(x=functions.Random()), "Random"),
+        ("Random in a list", lambda qs: qs.filter(rating__in=[F("price"), functions.Random()]), "Random"),
+        ("Now in a range", lambda qs: qs.filter(created__range=(F("created"), functions.Now())), "Now"),
         ("random order nested", lambda qs: qs.filter(pk__in=qs.order_by("?")[:2]), "Random order"),
         ("random order by expression", lambda qs: qs.order_by(functions.Random()), "Random"),
         ("Func", lambda qs: qs.annotate(x=Func("pages", function="ABS", output_field=IntegerField())), "Func"),
@@ -594,6 +604,10 @@ def test_reads_that_are_not_for_the_cache(shop: str) -> None:
         "iterator": lambda: list(queryset.iterator()),
         "refresh_from_db": lambda: book.refresh_from_db(),
         "get_or_create": lambda: queryset.get_or_create(pk=book.pk),
+        "update_or_create": lambda: queryset.update_or_create(pk=book.pk, defaults={"pages": 7}),
+        "update_or_create that creates": lambda: queryset.update_or_create(
+            title="Made", pages=9, create_defaults={"author_id": book.author_id, "title": "Other"}
+        ),
         "explain": lambda: queryset.explain(),
     }
     with recording() as records:
@@ -601,6 +615,7 @@ def test_reads_that_are_not_for_the_cache(shop: str) -> None:
             for _ in range(2):
                 assert queries_of(shop, read)[1] >= 1
     assert not [record for record in records if record.is_hit]
+    assert live(Book.objects.using(shop)).filter(pages=7).get() == book
 
 
 class Summary(models.Model):
