@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from live_cache.invalidation import invalidate
     from live_cache.queryset import LiveManager, LiveQuerySet, live
+    from live_cache.raw_sql import RawSQL
     from live_cache.reader import disabled, recording
     from live_cache.rows import register_codec
 
-__all__ = ["LiveManager", "LiveQuerySet", "disabled", "invalidate", "live", "recording", "register_codec"]
+__all__ = ["LiveManager", "LiveQuerySet", "RawSQL", "disabled", "invalidate", "live", "recording", "register_codec"]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "LiveManager": "queryset",
     "LiveQuerySet": "queryset",
+    "RawSQL": "raw_sql",
     "disabled": "reader",
     "invalidate": "invalidation",
     "live": "queryset",

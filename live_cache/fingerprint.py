@@ -43,6 +43,7 @@ from live_cache.deterministic import (
     TIME_ZONE_MODULES,
 )
 from live_cache.exceptions import UncachableQueryError
+from live_cache.raw_sql import RawSQL
 
 __all__ = ["Walk", "walk_expressions", "walk_query"]
 
@@ -77,12 +78,14 @@ _PRIMITIVES: Final = frozenset({type(None), bool, int, float, str, bytes})
 class Walk:
     """One walk over one query."""
 
-    __slots__ = ("is_time_zone_dependent", "parameters", "structure")
+    __slots__ = ("declared_tables", "is_time_zone_dependent", "parameters", "structure")
 
     def __init__(self) -> None:
         self.parameters: list[Token] = []
         self.structure: Token = None
         self.is_time_zone_dependent = False
+        self.declared_tables: frozenset[str] = frozenset()
+        """What each RawSQL was declared to read."""
 
     def structure_bytes(self) -> bytes:
         """Return the structure, serialised. Equal for queries that differ only in the values of parameters."""
@@ -309,6 +312,11 @@ def _func(walk: Walk, func: Any) -> Token:
     return ("ARRAY", _sequence(walk, func.source_expressions), walk.token(_output_field(func)))
 
 
+def _raw_sql(walk: Walk, raw: RawSQL) -> Token:
+    walk.declared_tables |= raw.tables
+    return ("RawSQL", raw.sql, walk.value(raw.params), sorted(raw.tables), walk.token(_output_field(raw)))
+
+
 def _base_table(walk: Walk, table: Any) -> Token:
     return (table.table_name, table.table_alias)
 
@@ -332,6 +340,8 @@ def _handler_for(kind: type) -> Handler:
         return lambda walk, item: (kind.__qualname__, item.name)
     if issubclass(kind, where.NothingNode):
         raise UncachableQueryError("No row can match, so Django answers without the database.")
+    if issubclass(kind, expressions.RawSQL):
+        raise UncachableQueryError("RawSQL holds SQL text whose tables are not declared: use live_cache.RawSQL.")
     if issubclass(kind, where.ExtraWhere):
         raise UncachableQueryError("extra() holds SQL text whose tables are not known.")
     raise UncachableQueryError(f"{_class_name(kind)} is not known to give the same rows each time.")
@@ -346,6 +356,7 @@ _HANDLERS: Final[dict[type, Handler]] = {
     where.WhereNode: _where,
     expressions.Col: _col,
     expressions.Func: _func,
+    RawSQL: _raw_sql,
     datastructures.Join: _join,
     datastructures.BaseTable: _base_table,
     Query: lambda walk, query: walk.query(query),

@@ -101,7 +101,8 @@ def make_plan(
     if is_private_database(connection):
         raise UncachableQueryError("An in-memory SQLite database is visible to its own connection only.")
     walk = walk_query(query, extra=(_PLAN_VERSION, django.VERSION[:2], connection.vendor, result_kind))
-    layout = _layout_of(query, walk, connection, lambda: _learn(query, connection))
+    declared = walk.declared_tables
+    layout = _layout_of(query, walk, connection, lambda: _learn(query, connection, declared))
     database = database_name(connection)
     tenant = settings.tenant
     digest = _digest(
@@ -113,7 +114,8 @@ def make_plan(
     )
     if aggregates is not None and run is not None:
         walk = walk_expressions(walk.structure, aggregates)
-        layout = _layout_of(query, walk, connection, lambda: _learn_by_interception(connection, run))
+        declared |= walk.declared_tables
+        layout = _layout_of(query, walk, connection, lambda: _learn_by_interception(connection, run, declared))
         page_suffix += "_" + _digest(walk.structure_bytes(), walk.parameter_bytes(), layout.schema_digest)
     model = query.model
     assert model is not None
@@ -176,7 +178,7 @@ def _layout_of(query: Query, walk: Walk, connection: BaseDatabaseWrapper, learn:
     return layout
 
 
-def _learn(query: Query, connection: BaseDatabaseWrapper) -> Layout:
+def _learn(query: Query, connection: BaseDatabaseWrapper, declared: frozenset[str]) -> Layout:
     compiler = _copy(query).get_compiler(connection=connection)
     try:
         sql, _parameters = compiler.as_sql()
@@ -184,7 +186,7 @@ def _learn(query: Query, connection: BaseDatabaseWrapper) -> Layout:
         raise UncachableQueryError("No row can match, so Django answers without the database.") from None
     except Exception as error:  # Django tells it to whoever evaluates this; count() may do without what is wrong here
         raise UncachableQueryError(f"The query does not compile: {error!r}") from error
-    tables, schema_digest = _prove(sql, connection, query.model)
+    tables, schema_digest = _prove(sql, connection, query.model, declared)
     return Layout(tables, schema_digest, compiler.select, compiler.klass_info, compiler.annotation_col_map)
 
 
@@ -202,46 +204,57 @@ def _own_selected(query: Any) -> None:
         _own_selected(each)
 
 
-def _learn_by_interception(connection: BaseDatabaseWrapper, run: Callable[[], object]) -> Layout:
+def _learn_by_interception(
+    connection: BaseDatabaseWrapper, run: Callable[[], object], declared: frozenset[str]
+) -> Layout:
     with intercepting(connection) as interception:
         run()
     if interception.sql is None:
         raise UncachableQueryError("Django answers without the database.")
-    tables, schema_digest = _prove(interception.sql, connection, None)
+    tables, schema_digest = _prove(interception.sql, connection, None, declared)
     return Layout(tables, schema_digest, None, None, None)
 
 
-def _prove(sql: Any, connection: BaseDatabaseWrapper, model: type[models.Model] | None) -> tuple[frozenset[str], bytes]:
-    """Return the tables that *sql* reads and the digest of their models, or raise if they are not all known."""
+def _prove(
+    sql: Any, connection: BaseDatabaseWrapper, model: type[models.Model] | None, declared: frozenset[str]
+) -> tuple[frozenset[str], bytes]:
+    """
+    Return the tables that *sql* reads and the digest of their models, or raise if they are not all known.
+
+    Args:
+        declared: What its RawSQL is declared to read beside the tables that it names.
+    """
     statement = classify(sql, vendor=connection.vendor)
     if statement.kind is not StatementKind.READ or statement.locks_rows:
         raise UncachableQueryError("The SQL of the query is not understood as a plain read.")
+    if writing := statement.functions.intersection(settings.writing_functions):
+        raise UncachableQueryError(f"{', '.join(sorted(writing))}() is in LIVE_CACHE_WRITING_FUNCTIONS.")
     known = models_of_tables()
-    declared = {normalize_table(name): tables for name, tables in settings.unmanaged_tables.items()}
+    views = {normalize_table(name): tables for name, tables in settings.unmanaged_tables.items()}
     digest = hashlib.blake2b(b"" if model is None else _schema_of(model), digest_size=16)
     # Whether datetimes are aware, and in which zone, is decided by settings.
     digest.update(f"{connection.timezone is None}/{connection.timezone_name}".encode())
     tables: set[str] = set()
-    to_prove = sorted(statement.read, reverse=True)
+    to_prove = sorted(statement.read | declared, reverse=True)
     while to_prove:
         table = to_prove.pop()
         if table in tables:
             continue
         tables.add(table)
         owners = known.get(table, ())
-        if not owners and table not in declared:
+        if not owners and table not in views:
             raise UncachableQueryError(
                 f"The table {table!r} belongs to no managed model, so its writes may go unseen. Say in "
                 "LIVE_CACHE_UNMANAGED_TABLES what it reads."
             )
         for owner in owners:
             digest.update(_schema_of(owner))
-        to_prove += sorted(map(normalize_table, declared.get(table, ())), reverse=True)
+        to_prove += sorted(map(normalize_table, views.get(table, ())), reverse=True)
     return frozenset(tables), digest.digest()
 
 
 def _forget_layouts(*, setting: str, **kwargs: Any) -> None:
-    if setting in ("LIVE_CACHE_UNMANAGED_TABLES", "USE_TZ", "TIME_ZONE", "DATABASES"):
+    if setting in ("LIVE_CACHE_UNMANAGED_TABLES", "LIVE_CACHE_WRITING_FUNCTIONS", "USE_TZ", "TIME_ZONE", "DATABASES"):
         with _layouts_lock:
             _layouts.clear()
 
