@@ -74,9 +74,9 @@ def test_scripts_survive_script_flush(ledger: RedisLedger) -> None:
     seq = settle(ledger).seq
     client = ledger.connection.client
     client.script_flush()
-    intent_id = ledger.declare({CLOCK: {5}, "other": {1}}, fence="x")
+    intent_id = ledger.declare({CLOCK: {5}, "other": {7}}, fence="x")
     client.script_flush()
-    assert ledger.tick({CLOCK: {5}, "other": {1}}, intent_id=intent_id)
+    assert ledger.tick({CLOCK: {5}, "other": {7}}, intent_id=intent_id)
     client.script_flush()
     assert seq + 1 == read(ledger).seq
     client.script_flush()
@@ -154,7 +154,7 @@ def test_failover(private: RedisLedger, private_redis: Any) -> None:
             time.sleep(0.02)
         for use in (
             lambda: read(replica),
-            lambda: replica.declare({CLOCK: {5}, "unknown": {1}}, fence="x"),
+            lambda: replica.declare({CLOCK: {5}, "unknown": {7}}, fence="x"),
             lambda: replica.declare({"unknown": {5}}, fence="x"),
             lambda: replica.expired(CLOCK),
             lambda: replica.reset([CLOCK]),

@@ -5,11 +5,14 @@ One clock per table and database (docs/explanation/consistency.md gives the prot
 
 - ``epoch``: random bytes, new whenever the clock is created or lost;
 - ``seq``: grows by one with each tick;
-- ``slots``: the seq of the last change of whatever hashes there; slot 0 is the table itself;
+- ``slots``: the seq of the last change of whatever hashes there; slot 0 is the table itself, slot 1 its rows;
+- ``log``: what the last ticks have changed, one record per tick, which the ledger keeps without looking into it;
 - ``intents``: changes that are being committed, each with a lease by the ledger's own time.
 
 An entry carries, per clock that it depends on, a stamp (epoch and seq, read *before* its SELECT). It is fresh as long
 as the epoch is the same, none of its slots was ticked after the stamp, and no open intent touches one of its slots.
+Slot 1 is weaker than the others: a reader who can prove from the log that no row that was changed since the stamp could
+have changed his result goes on as if it had not been ticked.
 """
 
 from __future__ import annotations
@@ -23,14 +26,17 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, Protocol
 
 from live_cache.exceptions import ConfigurationError, LedgerUnavailableError, StoreUnavailableError
 from live_cache.stores.base import MISS, Missing, Store
 
 __all__ = [
+    "LOG_LENGTH",
+    "MAX_RECORD_BYTES",
     "MAX_UNDELIVERED",
     "NEWBORN",
+    "ROWS_SLOT",
     "SLOT_COUNT",
     "TABLE_SLOT",
     "ClockInfo",
@@ -39,6 +45,7 @@ __all__ = [
     "Ledger",
     "Reading",
     "Stamp",
+    "Witness",
     "is_fresh",
     "slot_of",
     "take_stamps",
@@ -48,8 +55,15 @@ logger = logging.getLogger("live_cache.ledger")
 
 SLOT_COUNT: Final = 4096
 TABLE_SLOT: Final = 0
+ROWS_SLOT: Final = 1
+"""Ticked by a change of known rows. The record of that tick, in the log of the clock, says which."""
+LOG_LENGTH: Final = 4096
+"""Ticks whose records a clock keeps. An entry with an older stamp is stale as soon as any row was changed since."""
+MAX_RECORD_BYTES: Final = 32 * 1024
+"""The longest record. What needs more is a change of the whole table."""
 NEWBORN: Final = "newborn"
 """Id of the hold that a new clock is born with (rule 17)."""
+_FIRST_SLOT: Final = 2
 MAX_UNDELIVERED: Final = 1000
 """Kept ticks above which they are merged into one, so that a ledger that is away for hours costs no memory."""
 
@@ -80,10 +94,16 @@ class Intent:
     """Slots that the change will tick. Slot 0 stands for the whole table, and so touches every slot."""
     fence: str
     """Names the writer's transaction, for ledger.fences; empty if the database cannot be asked."""
+    record: bytes = b""
+    """What will stand in the log, if the slots have ROWS_SLOT; else empty."""
 
     def touches(self, slots: Iterable[int]) -> bool:
         """Return whether a result with these *slots* could be changed by it."""
         return TABLE_SLOT in self.slots or not self.slots.isdisjoint(slots)
+
+    def touches_only_rows(self, slots: Iterable[int]) -> bool:
+        """Return whether all that touches a result with these *slots* is a change of rows that the record tells."""
+        return bool(self.record) and TABLE_SLOT not in self.slots and self.slots.intersection(slots) <= {ROWS_SLOT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,31 +130,72 @@ class ClockInfo:
 
 
 def slot_of(name: str) -> int:
-    """Return the slot, 1 to 4095, of the dependency called *name* (a cache key, a row, a bucket)."""
+    """Return the slot, 2 to 4095, of the dependency called *name* (a cache key, or one above it)."""
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return 1 + int.from_bytes(digest, "big") % (SLOT_COUNT - 1)
+    return _FIRST_SLOT + int.from_bytes(digest, "big") % (SLOT_COUNT - _FIRST_SLOT)
 
 
-def is_fresh(stamps: Sequence[Stamp], readings: Sequence[Reading], dependencies: Sequence[Dependency]) -> bool:
+class Witness(Protocol):
+    """Who can tell, of one entry, that a change of rows did not change its result. In doubt the answer is False."""
+
+    def excludes_changes(self, position: int, after: int, reading: Reading) -> bool:
+        """
+        Return whether no record of the log after the seq *after*, up to that of *reading*, could change the result.
+
+        Args:
+            position: Of the clock among the dependencies of the entry.
+        """
+        ...
+
+    def excludes_intent(self, position: int, intent: Intent) -> bool:
+        """Return whether the record of *intent* could not change the result."""
+        ...
+
+
+def is_fresh(
+    stamps: Sequence[Stamp],
+    readings: Sequence[Reading],
+    dependencies: Sequence[Dependency],
+    witness: Witness | None = None,
+) -> bool:
     """
-    Return whether an entry may be served. Pure: the whole rule stands here (rule 5).
+    Return whether an entry may be served. Pure but for its witness: the whole rule stands here (rule 5).
 
     Args:
         stamps: What the entry was filled under, one per dependency, in the same order.
         readings: The clocks as they are now, requested after the read began, in the same order.
         dependencies: What the entry depends on, and the order of the other two.
+        witness: Knows the query and the rows of the entry. Without one, each change of rows is one of the table.
     """
     if not len(stamps) == len(readings) == len(dependencies):
         return False
+    in_doubt = False
     for stamp, reading, dependency in zip(stamps, readings, dependencies, strict=True):
         if stamp.clock != dependency.clock or reading.clock != dependency.clock or stamp.epoch != reading.epoch:
             return False
         if TABLE_SLOT not in dependency.slots:
             return False  # It would miss every change that is known only to be in the table.
-        if len(reading.slots) != len(dependency.slots) or max(reading.slots) > stamp.seq:
+        if len(reading.slots) != len(dependency.slots):
             return False
-        if reading.intents and any(intent.touches(dependency.slots) for intent in reading.intents):
+        if max(reading.slots) > stamp.seq:
+            for slot, seq in zip(dependency.slots, reading.slots, strict=True):
+                if seq > stamp.seq and (slot != ROWS_SLOT or witness is None):
+                    return False
+            in_doubt = True
+        for intent in reading.intents:
+            if intent.touches(dependency.slots):
+                if witness is None or not intent.touches_only_rows(dependency.slots):
+                    return False
+                in_doubt = True
+    if not in_doubt:
+        return True
+    assert witness is not None
+    for position, (stamp, reading, dependency) in enumerate(zip(stamps, readings, dependencies, strict=True)):
+        if max(reading.slots) > stamp.seq and not witness.excludes_changes(position, stamp.seq, reading):
             return False
+        for intent in reading.intents:
+            if intent.touches(dependency.slots) and not witness.excludes_intent(position, intent):
+                return False
     return True
 
 
@@ -192,44 +253,82 @@ class Ledger(ABC):
             logger.warning("The store %r did not answer; the read goes on without it.", store.name, exc_info=True)
             return readings, MISS
 
-    def declare(self, changes: Mapping[str, Collection[int]], *, fence: str) -> str:
+    @abstractmethod
+    def is_watched(self, clocks: Iterable[str]) -> bool:
+        """
+        Return whether one of *clocks* exists, so that what is known of a change is worth telling.
+
+        A hint, which may be a second old: nobody's correctness may depend on it.
+        """
+
+    @abstractmethod
+    def log(self, clock: str, epoch: bytes, after: int, until: int) -> list[bytes] | None:
+        """
+        Return the records of the ticks *after* < seq <= *until*, in order; b"" for a tick that had none.
+
+        None if the clock has another epoch or keeps some of them no longer.
+        """
+
+    def declare(
+        self, changes: Mapping[str, Collection[int]], *, fence: str, records: Mapping[str, bytes] | None = None
+    ) -> str:
         """
         Record an intent, just before COMMIT, on every clock of *changes* that exists (rule 7).
 
         Args:
             changes: Slots that will be ticked, per clock.
             fence: The writer's transaction, as ledger.fences names it.
+            records: What tick() will put into the log, per clock. One that is too long for the ledger's intents makes
+                the intent one of the whole table.
 
         Returns:
             The id of the intent, the same on all clocks.
         """
         self.deliver()
         intent_id = uuid.uuid4().hex
-        self._declare({clock: frozenset(slots) for clock, slots in changes.items()}, intent_id, fence)
+        self._declare(_frozen(changes), intent_id, fence, records or {})
         return intent_id
 
-    def tick(self, changes: Mapping[str, Collection[int]], *, intent_id: str | None = None) -> bool:
+    def tick(
+        self,
+        changes: Mapping[str, Collection[int]],
+        *,
+        intent_id: str | None = None,
+        records: Mapping[str, bytes] | None = None,
+    ) -> bool:
         """
         Record that *changes* are committed: per clock, atomically, tick the slots and remove the intent (rule 9).
 
         Never raises LedgerUnavailableError: what cannot be delivered is kept. A clock that does not exist is left
         alone, since no entry can have a stamp of it.
 
+        Args:
+            changes: The slots, per clock. ROWS_SLOT needs a record.
+            intent_id: What declare() has returned.
+            records: What goes into the log with the tick, per clock, at most MAX_RECORD_BYTES.
+
         Returns:
             Whether everything was delivered.
+
+        Raises:
+            ValueError: A record is too long, or one is missing.
         """
-        frozen = {clock: frozenset(slots) for clock, slots in changes.items()}
+        tick = _Tick(_frozen(changes), intent_id, dict(records or {}))
+        for clock, slots in tick.changes.items():
+            record = tick.records.get(clock, b"")
+            if len(record) > MAX_RECORD_BYTES or (ROWS_SLOT in slots and TABLE_SLOT not in slots and not record):
+                raise ValueError(f"The record of {clock!r} has {len(record)} bytes, more than a log takes, or none.")
         try:
             self.deliver()
-            self._tick(frozen, intent_id)
+            self._tick(tick.changes, tick.intent_id, tick.records)
         except LedgerUnavailableError:
-            self._keep(frozen, intent_id)
+            self._keep(tick)
             logger.exception("The ledger did not answer; %d ticks are kept.", len(self._undelivered))
             return False
         except BaseException:
             # An interrupt, or a driver's error that is no LedgerUnavailableError: the tick may not have arrived. One
             # tick too many is a miss; one too few is a stale read.
-            self._keep(frozen, intent_id)
+            self._keep(tick)
             raise
         return True
 
@@ -244,7 +343,9 @@ class Ledger(ABC):
 
     def reap(self, clock: str, intent_ids: Collection[str], *, epoch: bytes | None = None) -> None:
         """
-        Tick the slots of these intents and remove them. Only for a caller who has proof that their writers are over.
+        Tick the slots of these intents, with their records, and remove them.
+
+        Only for a caller who has proof that their writers are over.
 
         An intent that is gone meanwhile is left alone.
 
@@ -285,24 +386,26 @@ class Ledger(ABC):
                 # n threads wait for n timeouts.
                 raise LedgerUnavailableError("Ticks that are kept could not be delivered just now.")
             while self._undelivered:
-                changes, intent_id = self._undelivered[0]
+                tick = self._undelivered[0]
                 try:
-                    self._tick_again(changes, intent_id)
+                    self._tick_again(tick.changes, tick.intent_id, tick.records)
                 except LedgerUnavailableError:
                     self._failed_deliveries += 1
                     raise
                 del self._undelivered[0]
 
-    def _keep(self, changes: Mapping[str, frozenset[int]], intent_id: str | None) -> None:
+    def _keep(self, tick: _Tick) -> None:
         """Keep a tick that may not have arrived. Many are merged into one; their intents are left to their lease."""
         with self._undelivered_lock:
-            self._undelivered.append((changes, intent_id))
+            self._undelivered.append(tick)
             if len(self._undelivered) > MAX_UNDELIVERED:
                 merged: dict[str, frozenset[int]] = {}
-                for kept, _ in self._undelivered:
-                    for clock, slots in kept.items():
-                        merged[clock] = merged.get(clock, frozenset()) | slots
-                self._undelivered[:] = [(merged, None)]
+                for kept in self._undelivered:
+                    for clock, slots in kept.changes.items():
+                        # One record cannot hold what a thousand ticks have changed.
+                        wide = slots - {ROWS_SLOT} | {TABLE_SLOT} if ROWS_SLOT in slots else slots
+                        merged[clock] = merged.get(clock, frozenset()) | wide
+                self._undelivered[:] = [_Tick(merged, None, {})]
 
     def _after_fork_in_child(self) -> None:
         """Replace what another thread of the parent may have held at the moment of the fork."""
@@ -316,14 +419,20 @@ class Ledger(ABC):
     def _read(self, dependencies: Sequence[Dependency]) -> list[Reading]: ...
 
     @abstractmethod
-    def _declare(self, changes: Mapping[str, frozenset[int]], intent_id: str, fence: str) -> None: ...
+    def _declare(
+        self, changes: Mapping[str, frozenset[int]], intent_id: str, fence: str, records: Mapping[str, bytes]
+    ) -> None: ...
 
     @abstractmethod
-    def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None) -> None: ...
+    def _tick(
+        self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]
+    ) -> None: ...
 
-    def _tick_again(self, changes: Mapping[str, frozenset[int]], intent_id: str | None) -> None:
+    def _tick_again(
+        self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]
+    ) -> None:
         """Deliver a kept tick. It may give up early: the tick stays kept, and others wait meanwhile."""
-        self._tick(changes, intent_id)
+        self._tick(changes, intent_id, records)
 
     @abstractmethod
     def _retract(self, clocks: tuple[str, ...], intent_id: str) -> None: ...
@@ -332,7 +441,18 @@ class Ledger(ABC):
     def _reap(self, clock: str, intent_ids: frozenset[str], epoch: bytes | None) -> None: ...
 
 
-_Tick: TypeAlias = tuple[Mapping[str, frozenset[int]], str | None]
+@dataclass(frozen=True, slots=True)
+class _Tick:
+    """The arguments of tick(), kept until they are delivered."""
+
+    changes: Mapping[str, frozenset[int]]
+    intent_id: str | None
+    records: Mapping[str, bytes]
+
+
+def _frozen(changes: Mapping[str, Collection[int]]) -> dict[str, frozenset[int]]:
+    return {clock: frozenset(slots) for clock, slots in changes.items()}
+
 
 _ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
 

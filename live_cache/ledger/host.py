@@ -205,7 +205,17 @@ class HostLedger(Ledger):
             raise LedgerUnavailableError(f"The ledger file of {dependency.clock!r} changed under its lock.")
         return reading
 
-    def _declare(self, changes: Mapping[str, frozenset[int]], intent_id: str, fence: str) -> None:
+    def is_watched(self, clocks: Iterable[str]) -> bool:
+        """See Ledger.is_watched()."""
+        return True
+
+    def log(self, clock: str, epoch: bytes, after: int, until: int) -> list[bytes] | None:
+        """See Ledger.log()."""
+        return None
+
+    def _declare(
+        self, changes: Mapping[str, frozenset[int]], intent_id: str, fence: str, records: Mapping[str, bytes]
+    ) -> None:
         raw_fence = fence.encode()
         for clock, slots in changes.items():
             with self._written(clock) as found:
@@ -223,7 +233,7 @@ class HostLedger(Ledger):
                     found.memory[start : start + INTENT.size] = record
                     found.set_open(number, is_open=True)
 
-    def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None) -> None:
+    def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]) -> None:
         raw_id = None if intent_id is None else bytes.fromhex(intent_id)
         for clock, slots in changes.items():
             with self._written(clock) as found:
@@ -239,7 +249,7 @@ class HostLedger(Ledger):
                         found.set_open(number, is_open=False)
 
     def _retract(self, clocks: tuple[str, ...], intent_id: str) -> None:
-        self._tick({clock: frozenset() for clock in clocks}, intent_id)
+        self._tick({clock: frozenset() for clock in clocks}, intent_id, {})
 
     def _reap(self, clock: str, intent_ids: frozenset[str], epoch: bytes | None) -> None:
         raw_ids = [NEWBORN_ID if intent_id == NEWBORN else bytes.fromhex(intent_id) for intent_id in intent_ids]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from live_cache.ledger.base import NEWBORN, TABLE_SLOT, ClockInfo, Dependency, Intent, Ledger, Reading
+from live_cache.ledger.base import LOG_LENGTH, NEWBORN, TABLE_SLOT, ClockInfo, Dependency, Intent, Ledger, Reading
 
 __all__ = ["ProcessLedger"]
 
@@ -25,10 +25,14 @@ class _Clock:
     seq: int = 0
     slots: dict[int, int] = field(default_factory=dict)
     """Only slots that were ever ticked: at most SLOT_COUNT."""
+    log: dict[int, bytes] = field(default_factory=dict)
     intents: dict[str, _OpenIntent] = field(default_factory=dict)
 
-    def tick(self, slots: Iterable[int]) -> None:
+    def tick(self, slots: Iterable[int], record: bytes) -> None:
         self.seq += 1
+        self.log.pop(self.seq - LOG_LENGTH, None)
+        if record:
+            self.log[self.seq] = record
         for slot in slots:
             self.slots[slot] = self.seq
 
@@ -106,22 +110,37 @@ class ProcessLedger(Ledger):
                 readings.append(Reading(dependency.clock, state.epoch, state.seq, slots, intents))
         return readings
 
-    def _declare(self, changes: Mapping[str, frozenset[int]], intent_id: str, fence: str) -> None:
+    def is_watched(self, clocks: Iterable[str]) -> bool:
+        """See Ledger.is_watched()."""
+        return any(clock in self._clocks for clock in clocks)
+
+    def log(self, clock: str, epoch: bytes, after: int, until: int) -> list[bytes] | None:
+        """See Ledger.log()."""
+        with self._lock:
+            state = self._clocks.get(clock)
+            if state is None or state.epoch != epoch or after < state.seq - LOG_LENGTH:
+                return None
+            return [state.log.get(seq, b"") for seq in range(after + 1, until + 1)]
+
+    def _declare(
+        self, changes: Mapping[str, frozenset[int]], intent_id: str, fence: str, records: Mapping[str, bytes]
+    ) -> None:
         with self._lock:
             deadline_s = self._clock() + self.lease_s
             for clock, slots in changes.items():
                 state = self._clocks.get(clock)
                 if state is not None and slots:
-                    state.intents[intent_id] = _OpenIntent(Intent(intent_id, slots, fence), deadline_s)
+                    intent = Intent(intent_id, slots, fence, records.get(clock, b""))
+                    state.intents[intent_id] = _OpenIntent(intent, deadline_s)
 
-    def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None) -> None:
+    def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]) -> None:
         with self._lock:
             for clock, slots in changes.items():
                 state = self._clocks.get(clock)
                 if state is None:
                     continue
                 if slots:
-                    state.tick(slots)
+                    state.tick(slots, records.get(clock, b""))
                 if intent_id is not None:
                     state.intents.pop(intent_id, None)
 
@@ -138,5 +157,5 @@ class ProcessLedger(Ledger):
             if state is None or (epoch is not None and epoch != state.epoch):
                 return
             for intent_id in intent_ids & state.intents.keys():
-                state.tick(state.intents[intent_id].intent.slots)
-                del state.intents[intent_id]
+                intent = state.intents.pop(intent_id).intent
+                state.tick(intent.slots, intent.record)

@@ -99,7 +99,17 @@ class RedisLedger(Ledger):
         answers = self._run([self._reading_of(dependency) for dependency in dependencies], is_quick=True)
         return list(map(_reading, dependencies, answers))
 
-    def _declare(self, changes: Mapping[str, frozenset[int]], intent_id: str, fence: str) -> None:
+    def is_watched(self, clocks: Iterable[str]) -> bool:
+        """See Ledger.is_watched()."""
+        return True
+
+    def log(self, clock: str, epoch: bytes, after: int, until: int) -> list[bytes] | None:
+        """See Ledger.log()."""
+        return None
+
+    def _declare(
+        self, changes: Mapping[str, frozenset[int]], intent_id: str, fence: str, records: Mapping[str, bytes]
+    ) -> None:
         self._run(
             [
                 (
@@ -117,10 +127,12 @@ class RedisLedger(Ledger):
             ]
         )
 
-    def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None) -> None:
+    def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]) -> None:
         self._run(self._ticks(changes, intent_id))
 
-    def _tick_again(self, changes: Mapping[str, frozenset[int]], intent_id: str | None) -> None:
+    def _tick_again(
+        self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]
+    ) -> None:
         self._run(self._ticks(changes, intent_id), is_quick=True)
 
     def _retract(self, clocks: tuple[str, ...], intent_id: str) -> None:

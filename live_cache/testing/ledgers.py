@@ -89,8 +89,8 @@ class LedgerSuite(ABC):
     def test_tick_counts_once_for_all_its_slots(self, ledger: Ledger) -> None:
         """A tick adds one to seq and sets each of its slots to it, and no other."""
         seq = self._settle(ledger).seq
-        assert ledger.tick({CLOCK: {1, 4095}})
-        reading = self._read(ledger, Dependency(CLOCK, (1, 2, 4095)))
+        assert ledger.tick({CLOCK: {2, 4095}})
+        reading = self._read(ledger, Dependency(CLOCK, (2, 3, 4095)))
         assert (seq + 1, (seq + 1, 0, seq + 1)) == (reading.seq, reading.slots)
 
     def test_tick_of_every_slot(self, ledger: Ledger) -> None:
