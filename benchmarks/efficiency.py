@@ -1,7 +1,7 @@
 """
 How many reads of the database a cache saves, beside an oracle that fetches only what really changed.
 
-    python -m benchmarks.efficiency [--workload NAME|all] [--database NAME|URL] [--operations N]
+    python -m benchmarks.efficiency [--workload shop|forum|backoffice|all] [--database NAME|URL] [--operations N]
                                     [--seed N] [--no-peers] [--json]
 
 One process does reads and writes that a site would do, nine to one, and popular things more often than others. A read
@@ -27,7 +27,7 @@ from benchmarks.project.runs import Bench, add_options, is_child, print_rows, ru
 
 __all__ = ["main"]
 
-GOALS: Final = {"shop": 0.95}
+GOALS: Final = {"shop": 0.95, "forum": 0.90, "backoffice": 0.90}
 """The workloads, and the ratio that this package has to reach in each."""
 SETTLE_S: Final = 20.0
 COLUMNS: Final = ("reads", "fetches", "oracle", "ratio", "stale", "queries", "writes", "write_queries")
@@ -53,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
             _print(options, results)
     if options.json:
         print(json.dumps(found, indent=2))
-    return 1 if [name for one in found if (name := _failure(one))] else 0
+    failures = [_failure(one) for one in found]
+    return 1 if any(failures) else 0
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -134,6 +135,10 @@ def _print(options: argparse.Namespace, results: Sequence[dict[str, Any]]) -> No
         ratios = [_cell(one["kinds"][name]["ratio"]) for one in results]
         table.append([name, *(_cell(kind[key]) for key in ("reads", "distinct", "oracle")), *ratios])
     print_rows(table)
+    for one in results:
+        if one["stale"]:
+            stale = [f"{name} {kind['stale']}" for name, kind in one["kinds"].items() if kind["stale"]]
+            print(f"\nstale reads of {one['system']}: {', '.join(stale)}; such as {one['samples'][0][:160]}")
     print(f"\n{first['system']}: why it fetched\n")
     reasons = sorted({reason for kind in first["kinds"].values() for reason in kind["reasons"]})
     table = [["kind", "fetches", "oracle", "stale", *(reason[:40] for reason in reasons)]]

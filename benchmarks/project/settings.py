@@ -16,6 +16,7 @@ BENCH: dict[str, Any] = json.loads(os.environ["LIVE_CACHE_BENCH"])
 
 SECRET_KEY = "only for benchmarks"
 USE_TZ = True
+TIME_ZONE = "UTC"  # any other one needs tables in MariaDB that are often not loaded
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 DATABASES: dict[str, Any] = {"default": BENCH["database"]}
 INSTALLED_APPS = ["benchmarks.project"]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["workload"]
 
-_CLASSES: Final = {"shop": "Shop"}
+_CLASSES: Final = {"shop": "Shop", "forum": "Forum", "backoffice": "BackOffice"}
 
 
 def workload(name: str) -> type[Workload]:

@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
+from benchmarks.project.models.backoffice import Agent, Customer, LogEntry, Order, OrderLine
+from benchmarks.project.models.forum import Board, Member, Post, ReadMark, Tag, Thread
 from benchmarks.project.models.items import Item, Maker, Mark
 from benchmarks.project.models.shop import Brand, Category, Product
 
-__all__ = ["Brand", "Category", "Item", "Maker", "Mark", "Product"]
+__all__ = [
+    "Agent",
+    "Board",
+    "Brand",
+    "Category",
+    "Customer",
+    "Item",
+    "LogEntry",
+    "Maker",
+    "Mark",
+    "Member",
+    "Order",
+    "OrderLine",
+    "Post",
+    "Product",
+    "ReadMark",
+    "Tag",
+    "Thread",
+]
