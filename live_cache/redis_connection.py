@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 from live_cache.exceptions import LiveCacheError, MissingExtraError
 from live_cache.redis_cluster import join_answers, scan_step, scan_turn, split_commands
+from live_cache.redis_late import LateAnswerError, LateAnswers
 from live_cache.redis_url import parse_redis_url, without_password
 from live_cache.stores.breaker import CircuitBreaker
 
@@ -46,10 +49,14 @@ class RedisConnection:
     """
     Connections to one Redis server, to the primary that Sentinels name, or to a cluster.
 
-    There are two kinds of calls. A quick one is a read, or a write that may be given up: whoever waits for it is better
-    served by the database. A patient one changes the ledger, or handles much at once. Each kind has a circuit breaker:
-    after one call without an answer the next fail at once, until a probe is answered. A patient call that fails opens
-    both; a quick one does not keep a writer from trying, since a tick that is not delivered costs more than time.
+    There are two kinds of calls. A quick one is what the store does with a few keys, or a reading: whoever waits for it
+    is better served by the database. A patient one changes the ledger, or handles much at once. Each kind has a circuit
+    breaker: after one call without an answer the next fail at once, until a probe is answered. A patient call that
+    fails opens both; a quick one does not keep a writer from trying, since a tick that is not delivered costs more than
+    time.
+
+    An answer that a quick call did not get in time is waited for behind its back, as long as a patient call would wait
+    (redis_late.py); when it comes, the breaker is closed at once. In a cluster only the async calls do so.
 
     Async calls have one client per event loop, closed with its loop.
 
@@ -57,7 +64,7 @@ class RedisConnection:
         url: As redis-py takes it: ``redis://``, ``rediss://`` or ``unix://``; or as parse_redis_url() does.
         connect_timeout_s: Seconds to wait for a connection.
         timeout_s: Seconds to wait for an answer.
-        read_timeout_s: Seconds that a quick call waits, for a connection and again for an answer. None: as the others.
+        read_timeout_s: Seconds that a quick call waits, for a connection and an answer. None: as the others.
         retry_pause_s: Seconds from a failure to the first probe. Zero probes with every call.
 
     Raises:
@@ -100,6 +107,8 @@ class RedisConnection:
         )
         self._client: redis.Redis | None = None
         self._quick_client: redis.Redis | None = None
+        self._late = LateAnswers(redis.exceptions.ResponseError, wait_s=quick_s, patience_s=timeout_s)
+        self._late_tasks: set[asyncio.Task[list[Any]]] = set()
         self._async_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopClient] = WeakKeyDictionary()
         self.quick_breaker = CircuitBreaker(pause_s=retry_pause_s)
         self.patient_breaker = CircuitBreaker(pause_s=retry_pause_s)
@@ -133,11 +142,18 @@ class RedisConnection:
         Run *commands* in one round trip, in order and without MULTI, and return the answers as the server sent them.
 
         A script that the server has forgotten (SCRIPT FLUSH, a restart) is sent again in a second round trip, after
-        the others. Raises the first error of the driver; translating() is the caller's.
+        the others. Raises the first error of the driver, or LateAnswerError; translating() is the caller's.
         """
         client = self.quick_client if is_quick else self.client
         if self._place.kind == "cluster":
             answers = self._run_on_cluster(client, commands)
+            _raise_first(answers)
+            return answers
+        if is_quick:
+            answers = self._late.ask(client.connection_pool, [_words(command, is_full=False) for command in commands])
+            if forgotten := self._forgotten(answers):
+                again = [_words(commands[i], is_full=True) for i in forgotten]
+                _replace(answers, forgotten, self._late.ask(client.connection_pool, again))
             _raise_first(answers)
             return answers
         if len(commands) == 1 and not isinstance(commands[0][0], Script):
@@ -153,19 +169,43 @@ class RedisConnection:
 
     async def arun(self, commands: Sequence[Command], *, is_quick: bool = False) -> list[Any]:
         """See run()."""
+        if not is_quick:
+            return await self._arun(commands)
+        task = asyncio.ensure_future(self._arun(commands))
+        try:
+            await asyncio.wait((task,), timeout=self._quick_timeout_s)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if task.done():
+            return task.result()
+        late = LateAnswerError(self._quick_timeout_s)
+        self._late_tasks.add(task)  # The loop itself would let it be collected.
+        task.add_done_callback(partial(self._pass_on, late.answers))
+        raise late
+
+    async def _arun(self, commands: Sequence[Command]) -> list[Any]:
         client = await self._async_client()
-        async with asyncio.timeout(self._quick_timeout_s if is_quick else None):
-            if self._place.kind == "cluster":
-                answers = await self._arun_on_cluster(client, commands)
-                _raise_first(answers)
-                return answers
-            answers = await _apipeline(client, commands, is_full=False)
-            forgotten = self._forgotten(answers)
-            if forgotten:
-                again = await _apipeline(client, [commands[i] for i in forgotten], is_full=True)
-                _replace(answers, forgotten, again)
+        if self._place.kind == "cluster":
+            answers = await self._arun_on_cluster(client, commands)
+            _raise_first(answers)
+            return answers
+        answers = await _apipeline(client, commands, is_full=False)
+        forgotten = self._forgotten(answers)
+        if forgotten:
+            again = await _apipeline(client, [commands[i] for i in forgotten], is_full=True)
+            _replace(answers, forgotten, again)
         _raise_first(answers)
         return answers
+
+    def _pass_on(self, answers: Future[list[Any]], task: asyncio.Task[list[Any]]) -> None:
+        self._late_tasks.discard(task)
+        if task.cancelled():
+            answers.set_exception(TimeoutError("The event loop ended before an answer came."))
+        elif (error := task.exception()) is not None:
+            answers.set_exception(error)
+        else:
+            answers.set_result(task.result())
 
     def _run_on_cluster(self, client: Any, commands: Sequence[Command]) -> list[Any]:
         if commands and commands[0][0] == "SCAN":
@@ -223,8 +263,15 @@ class RedisConnection:
                 breaker.fail(turn)
                 if not is_quick:
                     self.quick_breaker.trip()
+            if isinstance(error, LateAnswerError):
+                error.answers.add_done_callback(self._hear)
             raise error_class(f"Redis at {self.shown} did not do what it was asked: {error}") from error
         breaker.succeed(turn)
+
+    def _hear(self, answers: Future[list[Any]]) -> None:
+        error = answers.exception()
+        if error is None or isinstance(error, self._answers):
+            self.quick_breaker.revive()
 
     def close(self) -> None:
         """Close the idle connections of this process, but those of event loops. The next use opens new ones."""
@@ -371,13 +418,15 @@ async def _apipeline(client: redis.asyncio.Redis, commands: Sequence[Command], *
 
 def _enter(pipeline: Any, commands: Sequence[Command], *, is_full: bool) -> None:
     for command in commands:
-        name = command[0]
-        if not isinstance(name, Script):
-            pipeline.execute_command(*command)
-        elif is_full:
-            pipeline.execute_command("EVAL", name.source, 1, *command[1:])
-        else:
-            pipeline.execute_command("EVALSHA", name.sha, 1, *command[1:])
+        pipeline.execute_command(*_words(command, is_full=is_full))
+
+
+def _words(command: Command, *, is_full: bool) -> tuple[Any, ...]:
+    """Return what is sent for *command*: of a script its name or, *is_full*, its text."""
+    script = command[0]
+    if not isinstance(script, Script):
+        return command
+    return ("EVAL", script.source, 1, *command[1:]) if is_full else ("EVALSHA", script.sha, 1, *command[1:])
 
 
 def _replace(answers: list[Any], places: Sequence[int], again: Sequence[Any]) -> None:

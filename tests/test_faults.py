@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from django.core.cache import caches
 
 from live_cache import live, recording
 from live_cache.assembly import close_all, get_assembly
-from live_cache.exceptions import LedgerUnavailableError, QuotaExceededError, StoreUnavailableError
+from live_cache.exceptions import CommitRefusedError, LedgerUnavailableError, QuotaExceededError, StoreUnavailableError
 from live_cache.frame import KIND_PICKLE, KIND_ROWS, seal
 from live_cache.ledger.base import Dependency
 from live_cache.ledger.redis import RedisLedger
 from live_cache.reader import ReadRecord
 from live_cache.redis_connection import RedisConnection
+from live_cache.redis_late import LateAnswerError
 from live_cache.rows import entries
 from live_cache.stores.base import MISS
 from live_cache.stores.disk import DiskStore
@@ -443,6 +445,68 @@ def test_a_page_over_a_frozen_redis(settings: Any, tmp_path: Path, private_redis
     close_all()
 
 
+@pytest.mark.parametrize("loss", ["serve", "refuse"])
+def test_a_commit_over_a_frozen_redis(
+    settings: Any, tmp_path: Path, private_redis: Any, transactional_db: None, loss: str
+) -> None:
+    """One commit waits SOCKET_TIMEOUT_S, once for declaration and tick; the next ones do not. No change is lost."""
+    settings.LIVE_CACHE_ON_LEDGER_LOSS = loss
+    settings.LIVE_CACHE_LEASE_S = 1.0  # The first declaration may arrive after all, late, and hold the table so long.
+    settings.CACHES = caches_of("memory+redis", tmp_path, private_redis.url)
+    settings.CACHES["default"]["OPTIONS"] = {"SOCKET_TIMEOUT_S": 1.0, "RETRY_PAUSE_S": 1000}
+    book = Book.objects.create(title="old", author=Author.objects.create(name="Ann"))
+    wait_for_hits(titles)
+    connection = get_assembly("default").tiers[1].connection  # type: ignore[attr-defined]  # it is a RedisStore
+    private_redis.freeze()
+    waits_s = []
+    for number in range(20):
+        book.title = f"new {number}"
+        started_s = time.monotonic()
+        with nullcontext() if loss == "serve" else pytest.raises(CommitRefusedError):
+            book.save()
+        waits_s.append(time.monotonic() - started_s)
+    assert waits_s[0] >= 0.9
+    assert sum(waits_s) < 10  # Twenty waits would add up to 20 s.
+    # In this process nothing is served that does not take part in the ledger.
+    expected = "new 19" if loss == "serve" else "old"
+    assert titles() == [expected]
+    private_redis.thaw()
+    let_probe(connection)
+    assert titles() == [expected]
+    wait_for_hits(titles, timeout_s=30)
+    assert titles() == [expected]
+    close_all()
+
+
+def test_djangos_calls_over_a_frozen_redis(settings: Any, tmp_path: Path, private_redis: Any, db: None) -> None:
+    """With the default options the first set(), sync or async, waits as briefly as the first get() does."""
+    settings.CACHES = caches_of("memory+redis", tmp_path, private_redis.url)
+    # Patience that a test would notice.
+    settings.CACHES["default"]["OPTIONS"] = {"SOCKET_TIMEOUT_S": 30, "RETRY_PAUSE_S": 0.001}
+    cache = caches["default"]
+
+    async def calls() -> None:
+        await cache.aset("key", "new")
+        assert await cache.aget("key") is None
+        assert await cache.aadd("other", 1) is False
+        assert await cache.atouch("key", 5) is False
+        with pytest.raises(StoreUnavailableError):
+            await cache.adelete("key")
+
+    cache.set("key", "old")
+    private_redis.freeze()
+    started_s = time.monotonic()
+    cache.set("key", "new")
+    assert cache.get("key") is None
+    assert cache.add("other", 1) is False
+    with pytest.raises(StoreUnavailableError):
+        cache.incr("key")
+    asyncio.run(calls())
+    assert time.monotonic() - started_s < 10  # About 0.4 on an idle machine, where every call probes.
+    private_redis.thaw()
+    close_all()
+
+
 def test_a_read_only_replica_is_an_answer(private_redis: Any, connection: RedisConnection) -> None:
     """Reads go on, writes are refused, and the breaker stays closed: the server is there."""
     store = RedisStore(connection)
@@ -535,8 +599,10 @@ def test_a_full_server_refuses_and_is_there(private_redis: Any, connection: Redi
     assert not connection.quick_breaker.is_open
 
 
-def test_what_a_dead_redis_did_not_hear_never_comes_back(private_redis: Any, connection: RedisConnection) -> None:
+def test_what_a_dead_redis_did_not_hear_never_comes_back(private_redis: Any) -> None:
     """A plain value that could not be replaced or dropped is gone, not old, when the server is back."""
+    # Patience for late answers that is over before the server goes on.
+    connection = RedisConnection(private_redis.url, timeout_s=0.2, read_timeout_s=0.04, retry_pause_s=1000)
     store = RedisStore(connection)
     every = ["put", "expired", "deleted", "swept/1", "untouched", "summed", "swapped", "listed"]
     store.put_many(dict.fromkeys(every, b"1"))
@@ -548,8 +614,10 @@ def test_what_a_dead_redis_did_not_hear_never_comes_back(private_redis: Any, con
         lambda: store.invalidate_prefix("swept"),
         lambda: store.delete_many(["summed", "swapped", "listed"]),
     ):
-        with pytest.raises(StoreUnavailableError):
+        with pytest.raises(StoreUnavailableError) as raised:
             call()
+        if isinstance(raised.value.__cause__, LateAnswerError):
+            raised.value.__cause__.answers.exception(20)
     private_redis.thaw()
     let_probe(connection)
     assert store.get("put") is MISS

@@ -107,6 +107,24 @@ def test_a_probe_that_never_reports(breaker: CircuitBreaker, clock: Clock) -> No
     assert not breaker.is_open
 
 
+def test_an_answer_that_comes_late_closes_it(breaker: CircuitBreaker, clock: Clock) -> None:
+    """Before the pause is over; a probe that fails meanwhile does not open it again, and the pauses start anew."""
+    fail(breaker)
+    clock.now_s += 1.6
+    probe = breaker.admit()
+    assert probe is not None
+    breaker.revive()
+    assert not breaker.is_open
+    breaker.fail(probe)
+    assert not breaker.is_open
+    breaker.revive()
+    assert breaker.closed_count == 1
+    fail(breaker)
+    clock.now_s += 1.6
+    assert breaker.admit() is not None
+    assert counts(breaker) == (2, 0, 2)
+
+
 def test_eight_threads_probe_once(breaker: CircuitBreaker, clock: Clock) -> None:
     """Of callers that come at once after the pause, one is admitted."""
     fail(breaker)

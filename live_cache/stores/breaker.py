@@ -55,6 +55,8 @@ class CircuitBreaker(ForkAware):
         self._retry_at_s: float | None = None
         # Raised whenever it opens, closes, or begins a probe: a report of an earlier turn tells nothing about now.
         self._turn = 0
+        self.closed_count = 0
+        """How often it went from open to closed. To be compared with what it was, not added up."""
         self.opened = Tally()
         """How often it went from closed to open."""
         self.skipped = Tally()
@@ -95,8 +97,7 @@ class CircuitBreaker(ForkAware):
             return
         with self._lock:
             if turn == self._turn:
-                self._turn += 1
-                self._retry_at_s = None
+                self._close()
 
     def fail(self, turn: int) -> None:
         """Note that no answer came: it opens, or stays open for longer."""
@@ -115,6 +116,19 @@ class CircuitBreaker(ForkAware):
         """Open it, if it is closed, for what another caller than an admitted one has seen."""
         if self._retry_at_s is None:
             self.fail(self._turn)
+
+    def revive(self) -> None:
+        """Close it, if it is open: an answer has come, too late for whoever asked."""
+        if self._retry_at_s is None:
+            return
+        with self._lock:
+            if self._retry_at_s is not None:
+                self._close()
+
+    def _close(self) -> None:
+        self._turn += 1
+        self._retry_at_s = None
+        self.closed_count += 1
 
     def _jittered(self) -> float:
         return self._pause_s * (1 + random.random() * _JITTER)

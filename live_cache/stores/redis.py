@@ -5,10 +5,11 @@ The store in Redis or Valkey: entries that all hosts share.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from contextlib import suppress
+from typing import Any, Final, TypeVar, cast
 
 from live_cache.exceptions import ConfigurationError, StoreUnavailableError
-from live_cache.redis_connection import RedisConnection
+from live_cache.redis_connection import Command, RedisConnection
 from live_cache.stores.base import (
     FlushReport,
     Missing,
@@ -60,11 +61,13 @@ class RedisStore(ForkAware, Store):
         self.connection = connection
         self.prefix = prefix
         self._steps = RedisSteps(prefix, batch=clear_batch, shown=connection.shown)
+        self._seen_closed_count = connection.quick_breaker.closed_count
         self.watch_forks()
 
     def after_fork_in_child(self) -> None:
-        """Replace the lock."""
+        """Replace the locks."""
         self._steps.debts.replace_lock()
+        self._steps.claims.start_again()
 
     def full_key(self, key: str) -> str:
         """Return the name under which Redis holds *key*."""
@@ -72,19 +75,19 @@ class RedisStore(ForkAware, Store):
 
     def get(self, key: str) -> bytes | Missing:
         """Return the value under *key*, or MISS."""
-        return self._run(self._steps.get(key), is_quick=True)
+        return self._run(self._steps.get(key))
 
     async def aget(self, key: str) -> bytes | Missing:
         """See get()."""
-        return await self._arun(self._steps.get(key), is_quick=True)
+        return await self._arun(self._steps.get(key))
 
     def get_with_expiry(self, key: str) -> StoredValue | Missing:
         """Return the value under *key* with its remaining time to live, or MISS. One round trip."""
-        return self._run(self._steps.get_with_expiry(key), is_quick=True)
+        return self._run(self._steps.get_with_expiry(key))
 
     async def aget_with_expiry(self, key: str) -> StoredValue | Missing:
         """See get_with_expiry()."""
-        return await self._arun(self._steps.get_with_expiry(key), is_quick=True)
+        return await self._arun(self._steps.get_with_expiry(key))
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
         """Return the values of those *keys* that are there. One round trip per clear_batch keys."""
@@ -118,12 +121,12 @@ class RedisStore(ForkAware, Store):
             QuotaExceededError: As put() does. The old values of one batch are gone, the batches before it are stored.
         """
         pairs = self._pairs(items)
-        self._run(self._steps.put_many(pairs, timeout_s), is_quick=_is_small(pairs), is_write=True)
+        self._run(self._steps.put_many(pairs, timeout_s), is_quick=_is_small(pairs))
 
     async def aput_many(self, items: Mapping[str, bytes], *, timeout_s: float | None = None) -> None:
         """See put_many()."""
         pairs = self._pairs(items)
-        await self._arun(self._steps.put_many(pairs, timeout_s), is_quick=_is_small(pairs), is_write=True)
+        await self._arun(self._steps.put_many(pairs, timeout_s), is_quick=_is_small(pairs))
 
     def delete(self, key: str) -> bool:
         """Drop *key*. Return whether an unexpired value was there."""
@@ -136,22 +139,22 @@ class RedisStore(ForkAware, Store):
     def delete_many(self, keys: Iterable[str]) -> int:
         """Drop *keys*. Return how many were there."""
         names = self._names(keys)
-        return self._run(self._steps.delete(names.values()), is_quick=len(names) <= _QUICK_KEYS, is_write=True)
+        return self._run(self._steps.delete(names.values()), is_quick=len(names) <= _QUICK_KEYS)
 
     async def adelete_many(self, keys: Iterable[str]) -> int:
         """See delete_many()."""
         names = self._names(keys)
-        return await self._arun(self._steps.delete(names.values()), is_quick=len(names) <= _QUICK_KEYS, is_write=True)
+        return await self._arun(self._steps.delete(names.values()), is_quick=len(names) <= _QUICK_KEYS)
 
     def exists(self, key: str) -> bool:
         """Return whether an unexpired value is under *key*. Counts as a lookup nowhere."""
         name = self.full_key(key)
-        return bool(self._run(self._steps.ask(name, ("EXISTS", name)), is_quick=True))
+        return bool(self._run(self._steps.ask(name, ("EXISTS", name))))
 
     async def aexists(self, key: str) -> bool:
         """See exists()."""
         name = self.full_key(key)
-        return bool(await self._arun(self._steps.ask(name, ("EXISTS", name)), is_quick=True))
+        return bool(await self._arun(self._steps.ask(name, ("EXISTS", name))))
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys under *prefix*, each once. Scans the database, in batches; remembers what it yielded."""
@@ -163,53 +166,52 @@ class RedisStore(ForkAware, Store):
         """See keys(). Returns a list."""
         if prefix:
             validate_key(prefix)
-        return list(
-            self._steps.readable(self._steps.own(await self._arun(self._steps.scan_all(prefix)), prefix, set()))
-        )
+        names = await self._arun(self._steps.scan_all(prefix), is_quick=False)
+        return list(self._steps.readable(self._steps.own(names, prefix, set())))
 
     def invalidate_prefix(self, prefix: str) -> int:
         """Drop every key under *prefix*. Return how many were dropped. Scans the database, in batches."""
-        return self._run(self._steps.invalidate(prefix))
+        return self._run(self._steps.invalidate(prefix), is_quick=False)
 
     async def ainvalidate_prefix(self, prefix: str) -> int:
         """See invalidate_prefix()."""
-        return await self._arun(self._steps.invalidate(prefix))
+        return await self._arun(self._steps.invalidate(prefix), is_quick=False)
 
     def increment(self, key: str, delta: int = 1, *, default: int | None = None) -> int | Missing:
         """Add *delta* to the decimal integer under *key*, atomically, and return the sum. The time to live stays."""
-        return self._run(self._steps.increment(key, delta, default), is_quick=True, is_write=True)
+        return self._run(self._steps.increment(key, delta, default))
 
     async def aincrement(self, key: str, delta: int = 1, *, default: int | None = None) -> int | Missing:
         """See increment()."""
-        return await self._arun(self._steps.increment(key, delta, default), is_quick=True, is_write=True)
+        return await self._arun(self._steps.increment(key, delta, default))
 
     def compare_and_swap(
         self, key: str, expected: bytes | None, value: bytes, *, timeout_s: float | None = None
     ) -> bool:
         """Store *value* only if *key* holds *expected* (None: only if there is nothing). Atomic."""
-        return self._run(self._steps.swap(key, expected, value, timeout_s), is_quick=True, is_write=True)
+        return self._run(self._steps.swap(key, expected, value, timeout_s))
 
     async def acompare_and_swap(
         self, key: str, expected: bytes | None, value: bytes, *, timeout_s: float | None = None
     ) -> bool:
         """See compare_and_swap()."""
-        return await self._arun(self._steps.swap(key, expected, value, timeout_s), is_quick=True, is_write=True)
+        return await self._arun(self._steps.swap(key, expected, value, timeout_s))
 
     def touch(self, key: str, timeout_s: float | None) -> bool:
         """Give *key* a new time to live. Return whether it was there."""
-        return bool(self._run(self._steps.touch(key, timeout_s), is_quick=True, is_write=True))
+        return bool(self._run(self._steps.touch(key, timeout_s)))
 
     async def atouch(self, key: str, timeout_s: float | None) -> bool:
         """See touch()."""
-        return bool(await self._arun(self._steps.touch(key, timeout_s), is_quick=True, is_write=True))
+        return bool(await self._arun(self._steps.touch(key, timeout_s)))
 
     def clear(self) -> None:
         """Drop every key under the store's prefix, in batches, and no other."""
-        self._run(self._steps.clear())
+        self._run(self._steps.clear(), is_quick=False)
 
     async def aclear(self) -> None:
         """See clear()."""
-        await self._arun(self._steps.clear())
+        await self._arun(self._steps.clear(), is_quick=False)
 
     async def alen(self) -> int:
         """See len()."""
@@ -242,20 +244,26 @@ class RedisStore(ForkAware, Store):
 
     # How a call runs its steps
 
-    def _run(self, steps: Steps[T], *, is_quick: bool = False, is_write: bool = False) -> T:
+    def _run(self, steps: Steps[T], *, is_quick: bool = True) -> T:
         """
         Send what *steps* ask for.
 
-        A quick call is refused while the server is known to be silent. Of those, writes wait SOCKET_TIMEOUT_S for the
-        answer and not READ_TIMEOUT_S: a read has the database to go to, a value that was not stored is lost.
+        A call that is not quick may take long. It begins with a question that is: the server may be silent.
         """
-        connection = self.connection
+        if self._steps.debts.has_keys() and self._is_back():
+            with suppress(StoreUnavailableError):
+                self._run(self._steps.settle_some())
         try:
             commands = next(steps)
+            if not is_quick:
+                try:
+                    self._run(self._steps.probe())
+                except StoreUnavailableError as error:
+                    commands = steps.throw(error)
             while True:
                 try:
-                    with connection.translating(StoreUnavailableError, is_quick=is_quick):
-                        answers = connection.run(commands, is_quick=is_quick and not is_write)
+                    with self.connection.translating(StoreUnavailableError, is_quick=is_quick):
+                        answers = self.connection.run(commands, is_quick=is_quick)
                 except StoreUnavailableError as error:
                     self._steps.counters.errors.add_one()
                     commands = steps.throw(error)
@@ -264,38 +272,48 @@ class RedisStore(ForkAware, Store):
         except StopIteration as stop:
             result: T = stop.value
             return result
+        finally:
+            steps.close()  # An interrupt comes to the frame of this function, not to theirs.
 
-    async def _arun(self, steps: Steps[T], *, is_quick: bool = False, is_write: bool = False) -> T:
+    async def _arun(self, steps: Steps[T], *, is_quick: bool = True) -> T:
         """See _run()."""
-        connection = self.connection
-        is_over = False
-        result: T
+        if self._steps.debts.has_keys() and self._is_back():
+            with suppress(StoreUnavailableError):
+                await self._arun(self._steps.settle_some())
         try:
-            commands = next(steps)
-        except StopIteration as stop:
-            result = stop.value
-            return result
-        while True:
-            failure: StoreUnavailableError | None = None
-            answers: list[Any] = []
-            try:
-                with connection.translating(StoreUnavailableError, is_quick=is_quick):
-                    answers = await connection.arun(commands, is_quick=is_quick and not is_write)
-            except StoreUnavailableError as error:
-                self._steps.counters.errors.add_one()
-                failure = error
-            try:
-                commands = steps.send(answers) if failure is None else steps.throw(failure)
-            except StopIteration as stop:
-                is_over, result = True, stop.value
-            if is_over:
-                return result
+            # A StopIteration cannot leave a coroutine's await, so that each step is taken by itself.
+            commands, result = _step(steps, None)
+            if commands is not None and not is_quick:
+                try:
+                    await self._arun(self._steps.probe())
+                except StoreUnavailableError as error:
+                    commands, result = _step(steps, error)
+            while commands is not None:
+                answers: list[Any] | StoreUnavailableError
+                try:
+                    with self.connection.translating(StoreUnavailableError, is_quick=is_quick):
+                        answers = await self.connection.arun(commands, is_quick=is_quick)
+                except StoreUnavailableError as error:
+                    self._steps.counters.errors.add_one()
+                    answers = error
+                commands, result = _step(steps, answers)
+            return cast("T", result)
+        finally:
+            steps.close()
+
+    def _is_back(self) -> bool:
+        """Return whether the server answers again since it was asked last."""
+        count = self.connection.quick_breaker.closed_count
+        if count == self._seen_closed_count:
+            return False
+        self._seen_closed_count = count
+        return True
 
     def _iterate_keys(self, prefix: str) -> Iterator[str]:
         seen: set[str] = set()
         cursor: int | None = 0
         while cursor is not None:
-            cursor, names = self._run(self._steps.scan(prefix, cursor))
+            cursor, names = self._run(self._steps.scan(prefix, cursor), is_quick=False)
             yield from self._steps.readable(self._steps.own(names, prefix, seen))
 
     def _names(self, keys: Iterable[str]) -> dict[str, str]:
@@ -303,6 +321,16 @@ class RedisStore(ForkAware, Store):
 
     def _pairs(self, items: Mapping[str, bytes]) -> list[tuple[str, bytes]]:
         return [(self.full_key(key), value) for key, value in items.items()]
+
+
+def _step(steps: Steps[T], answers: list[Any] | StoreUnavailableError | None) -> tuple[list[Command] | None, T | None]:
+    """Take one step. Return what to send next; or None, and what came of all."""
+    try:
+        if isinstance(answers, StoreUnavailableError):
+            return steps.throw(answers), None
+        return next(steps) if answers is None else steps.send(answers), None
+    except StopIteration as stop:
+        return None, stop.value
 
 
 def _is_small(pairs: Sequence[tuple[str, bytes]]) -> bool:

@@ -5,15 +5,18 @@ What the Redis store sends for each call, and what it makes of the answers. No I
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
 from live_cache.exceptions import QuotaExceededError, StoreError, StoreUnavailableError
 from live_cache.redis_connection import Command
+from live_cache.redis_late import late_answers
 from live_cache.stores.base import MISS, Missing, StoredValue, has_prefix, validate_key
 from live_cache.stores.counters import StoreCounters
 from live_cache.stores.redis_scripts import COMPARE_AND_SWAP, GET_WITH_EXPIRY, INCREMENT, PERSIST
-from live_cache.stores.tier_state import Debts
+from live_cache.stores.tier_state import Claims, Debts
 
 __all__ = ["RedisSteps", "Steps"]
 
@@ -41,6 +44,8 @@ class RedisSteps:
         self.prefix = prefix
         self.counters = StoreCounters()
         self.debts = Debts()  # By full names.
+        # Names that are owed and on their way: to one server two connections may come in another order.
+        self.claims = Claims()
         self._batch = batch
         self._shown = shown
 
@@ -80,23 +85,33 @@ class RedisSteps:
 
     def put_many(self, pairs: Sequence[tuple[str, bytes]], timeout_s: float | None) -> Steps[None]:
         timeout_ms = _milliseconds(timeout_s)
-        for batch in _batches(pairs, self._batch):
-            yield from self._check_values(batch)
-            names = [name for name, _ in batch]
-            if timeout_ms is not None and timeout_ms <= 0:
-                yield from self._owing(names, self._unlink(names))
-            else:
-                yield from self._owing(names, self._put_batch(batch, timeout_ms))
-            self.counters.puts.add(len(batch))
+        if timeout_ms is not None and timeout_ms <= 0:
+            yield from self._check_values(pairs)
+            yield from self._drop([name for name, _ in pairs])
+            self.counters.puts.add(len(pairs))
+            return
+        rest = list(pairs)
+        try:
+            while rest:
+                batch = rest[: self._batch]
+                yield from self._check_values(batch)
+                yield from self._put_batch(batch, timeout_ms)
+                self.counters.puts.add(len(batch))
+                del rest[: self._batch]
+        except StoreUnavailableError:
+            # Of those that were not tried either, nobody is told which.
+            self.debts.add_keys(name for name, _ in rest[self._batch :])
+            raise
 
     def _put_batch(self, batch: Sequence[tuple[str, bytes]], timeout_ms: int | None) -> Steps[None]:
         expiry: tuple[str | int, ...] = () if timeout_ms is None else ("PX", timeout_ms)
-        yield from self._write([("SET", name, value, *expiry) for name, value in batch], batch)
+        commands: list[Command] = [("SET", name, value, *expiry) for name, value in batch]
+        yield from self._rejecting(batch, self._write([name for name, _ in batch], commands))
 
-    def _write(self, commands: list[Command], batch: Sequence[tuple[str, bytes]]) -> Steps[list[Any]]:
+    def _rejecting(self, batch: Sequence[tuple[str, bytes]], steps: Steps[T]) -> Steps[T]:
+        """Take the steps; if the server is full, drop the older values of *batch*."""
         try:
-            answers = yield commands
-            return answers
+            return (yield from steps)
         except StoreUnavailableError as error:
             if "used memory > 'maxmemory'" not in str(error.__cause__):
                 raise
@@ -106,8 +121,7 @@ class RedisSteps:
             ) from error.__cause__
 
     def delete(self, names: Iterable[str]) -> Steps[int]:
-        every = list(names)
-        dropped = yield from self._owing(every, self._unlink(every))
+        dropped = yield from self._drop(names)
         self.counters.deletes.add(dropped)
         return dropped
 
@@ -135,15 +149,42 @@ class RedisSteps:
         self.debts.forget_prefixes(owed)
         return dropped
 
-    def _owing(self, names: Sequence[str], steps: Steps[T]) -> Steps[T]:
-        """Take the steps, and remember *names* if the server does not answer."""
+    def _write(self, names: Collection[str], commands: list[Command], *, is_settling: bool = False) -> Steps[list[Any]]:
+        """
+        Send what replaces or drops *names*, in one round trip. If it is not known to be done, they are owed.
+
+        An answer that comes late settles what was owed until now, and nothing that is owed since then.
+        """
+        noted = self.debts.number
+        claimed = [name for name in names if self.debts.covers(name)]
+        if claimed and not self.claims.take(claimed):
+            if not is_settling:
+                self.debts.add_keys(names)
+            self.counters.errors.add_one()
+            raise StoreUnavailableError(f"Redis at {self._shown} is still being told to drop or to replace a key.")
         try:
-            result = yield from steps
-        except StoreUnavailableError:
-            self.debts.add_keys(names)
+            answers = yield commands
+            # Before it is given back, so that whoever takes it next settles what is owed then.
+            self.debts.forget_keys(names, until=noted)
+            return answers
+        except StoreUnavailableError as error:
+            if not is_settling:
+                noted = self.debts.add_keys(names)
+            late = late_answers(error)
+            if late is not None:
+                others = set(names).difference(claimed)
+                if self.claims.take(others):
+                    late.add_done_callback(partial(self._arrive, names, noted))
+                    claimed = []
             raise
-        self.debts.forget_keys(names)
-        return result
+        finally:
+            if claimed:
+                self.claims.give_back(claimed)
+
+    def _arrive(self, names: Collection[str], noted: int, answers: Future[list[Any]]) -> None:
+        if answers.exception() is None:
+            self.debts.forget_keys(names, until=noted)
+        self.claims.give_back(names)
 
     def _settle(self, names: Iterable[str]) -> Steps[None]:
         """Drop those of *names* that were to be dropped before."""
@@ -153,8 +194,31 @@ class RedisSteps:
         for debt in self.debts.prefixes():
             if any(has_prefix(name, debt[0]) for name in owed):
                 yield from self._drop_prefix(debt[0][len(self.prefix) :])
-        yield from self._unlink(owed)
-        self.debts.forget_keys(owed)
+        for batch in _batches(owed, self._batch):
+            yield from self._write(batch, [("UNLINK", *batch)], is_settling=True)
+
+    def settle_some(self) -> Steps[None]:
+        """Drop what single keys are owed, of one batch."""
+        yield from self._settle(self.debts.some_keys(self._batch))
+
+    def _drop(self, names: Iterable[str]) -> Steps[int]:
+        """Drop *names*, and owe them if the server does not answer. Return how many were there."""
+        rest = list(names)
+        dropped = 0
+        try:
+            while rest:
+                batch = rest[: self._batch]
+                (number,) = yield from self._write(batch, [("UNLINK", *batch)])
+                dropped += number
+                del rest[: self._batch]
+        except StoreUnavailableError:
+            self.debts.add_keys(rest[self._batch :])
+            raise
+        return dropped
+
+    def probe(self) -> Steps[None]:
+        """Ask what is quickly answered."""
+        yield [("EXISTS", self.prefix)]
 
     def ask(self, name: str, command: Command) -> Steps[Any]:
         yield from self._settle([name])
@@ -182,7 +246,7 @@ class RedisSteps:
         is_expected = "0" if expected is None else "1"
         timeout = "" if timeout_ms is None else str(max(0, timeout_ms))
         swap: Command = (COMPARE_AND_SWAP, name, is_expected, expects, value, timeout)
-        (is_stored,) = yield from self._write([swap], [(name, value)])
+        (is_stored,) = yield from self._rejecting([(name, value)], self._send([swap]))
         if is_stored:
             self.counters.puts.add_one()
         return bool(is_stored)
@@ -193,7 +257,7 @@ class RedisSteps:
         if timeout_ms is None:
             return (yield from self.ask(name, (PERSIST, name)))
         if timeout_ms <= 0:
-            return (yield from self._owing([name], self.ask(name, ("UNLINK", name))))
+            return (yield from self._drop([name]))
         return (yield from self.ask(name, ("PEXPIRE", name, timeout_ms)))
 
     def clear(self) -> Steps[None]:
@@ -211,8 +275,11 @@ class RedisSteps:
 
     def _reject(self, batch: Sequence[tuple[str, bytes]]) -> Steps[None]:
         self.counters.rejected_puts.add(len(batch))
-        dropped = yield from self._unlink([name for name, _ in batch])
+        dropped = yield from self._drop([name for name, _ in batch])
         self.counters.count_evictions("rejected", dropped)
+
+    def _send(self, commands: list[Command]) -> Steps[list[Any]]:
+        return (yield commands)
 
     def _unlink(self, names: Iterable[str | bytes]) -> Steps[int]:
         """Drop keys by their full names, in batches. UNLINK frees the memory beside the server's work."""

@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias
 from live_cache.exceptions import ConfigurationError
 from live_cache.stores.base import StoredValue, has_prefix
 
-__all__ = ["Debts", "KeyVersions", "Promotion", "promotion_policy"]
+__all__ = ["Claims", "Debts", "KeyVersions", "Promotion", "promotion_policy"]
 
 Promotion: TypeAlias = Literal["always", "never"] | int | Callable[[str, StoredValue], bool]
 
@@ -52,7 +52,8 @@ class Debts:
     """
 
     def __init__(self) -> None:
-        self._keys: set[str] = set()
+        self._keys: dict[str, int] = {}
+        self._number = 0
         # A prefix and a token of the moment it was noted: a drop that began earlier does not settle it.
         self._prefixes: tuple[tuple[str, object], ...] = ()
         self._lock = threading.RLock()
@@ -61,19 +62,35 @@ class Debts:
         """Start with a lock that nobody holds, after a fork."""
         self._lock = threading.RLock()
 
+    @property
+    def number(self) -> int:
+        """The number of the latest debt."""
+        return self._number
+
+    def has_keys(self) -> bool:
+        """Return whether single keys are owed."""
+        return bool(self._keys)
+
+    def some_keys(self, limit: int) -> list[str]:
+        """Return up to *limit* of the single keys that are owed."""
+        with self._lock:
+            return list(itertools.islice(self._keys, limit))
+
     def covers(self, key: str) -> bool:
         """Return whether what the tier holds under *key* must not be served."""
         if not self._keys and not self._prefixes:
             return False
         return key in self._keys or any(has_prefix(key, prefix) for prefix, _ in self._prefixes)
 
-    def add_keys(self, keys: Iterable[str]) -> None:
-        """Note that what is under *keys* is not to be served."""
+    def add_keys(self, keys: Iterable[str]) -> int:
+        """Note that what is under *keys* is not to be served. Return the number of this debt."""
         with self._lock:
-            self._keys.update(keys)
+            self._number += 1
+            self._keys.update(dict.fromkeys(keys, self._number))
             if len(self._keys) > _MAX_OWED_KEYS:
                 self.add_prefix("")
                 self._keys.clear()
+            return self._number
 
     def add_prefix(self, prefix: str) -> None:
         """Note that nothing under *prefix* is to be served."""
@@ -87,17 +104,49 @@ class Debts:
         """Return the owed prefixes, as forget_prefixes() takes them."""
         return self._prefixes
 
-    def forget_keys(self, keys: Iterable[str]) -> None:
-        """Note that the tier dropped or replaced what was under *keys*."""
+    def forget_keys(self, keys: Iterable[str], *, until: int | None = None) -> None:
+        """
+        Note that the tier dropped or replaced what was under *keys*.
+
+        Args:
+            until: Number of the latest debt that this settles: what was noted later stays. None: every one.
+        """
         if self._keys:
             with self._lock:
-                self._keys.difference_update(keys)
+                for key in keys:
+                    if until is None or self._keys.get(key, 0) <= until:
+                        self._keys.pop(key, None)
 
     def forget_prefixes(self, settled: Collection[tuple[str, object]]) -> None:
         """Note that the tier dropped what was under the prefixes *settled*, of an earlier prefixes()."""
         if settled:
             with self._lock:
                 self._prefixes = tuple(owed for owed in self._prefixes if owed not in settled)
+
+
+class Claims:
+    """Keys that are in the hands of one call, which nobody waits for. Safe between threads."""
+
+    def __init__(self) -> None:
+        self._keys: set[str] = set()
+        self._lock = threading.Lock()
+
+    def start_again(self) -> None:
+        """Hold nothing, after a fork: the calls are the parent's."""
+        self._keys, self._lock = set(), threading.Lock()
+
+    def take(self, keys: Collection[str]) -> bool:
+        """Take all of *keys*, or none if one is taken. Return whether they were taken."""
+        with self._lock:
+            if not self._keys.isdisjoint(keys):
+                return False
+            self._keys.update(keys)
+            return True
+
+    def give_back(self, keys: Collection[str]) -> None:
+        """Let others have *keys*."""
+        with self._lock:
+            self._keys.difference_update(keys)
 
 
 class KeyVersions:
