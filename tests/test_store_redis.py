@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
-from live_cache.exceptions import ConfigurationError, QuotaExceededError, StoreUnavailableError, StoreUnsupportedError
+from live_cache import live
+from live_cache.assembly import close_all, get_assembly
+from live_cache.exceptions import (
+    ConfigurationError,
+    LedgerUnavailableError,
+    QuotaExceededError,
+    StoreUnavailableError,
+    StoreUnsupportedError,
+)
+from live_cache.ledger.base import Dependency
+from live_cache.ledger.redis import RedisLedger
 from live_cache.redis_connection import RedisConnection
 from live_cache.stores.base import MISS
 from live_cache.stores.redis import RedisStore
+from tests.cache_kinds import caches_of, wait_for_hits
+from tests.testapp.models import Author
 
 
 def test_clear_leaves_what_belongs_to_others(redis_url: str) -> None:
@@ -57,6 +70,54 @@ def test_the_ledger_can_read_an_entry_beside_its_clocks(redis_url: str) -> None:
         pipeline.hget("mine:clock", "seq")
         assert pipeline.execute() == [b"1", None]
     store.close()
+
+
+def test_a_lookup_beside_the_clocks_is_counted(private_redis: Any) -> None:
+    """What the ledger reads of this store adds up with what the store reads: a hit, a miss, or an error."""
+    connection = RedisConnection(private_redis.url, retry_pause_s=0)
+    store = RedisStore(connection, prefix="mine:")
+    ledger = RedisLedger(connection, lease_s=10)
+    dependencies = [Dependency("default/shop_product", (0, 5))]
+    store.put("key", b"1")
+    assert ledger.read_with_entry(dependencies, store, "key")[1] == b"1"
+    assert ledger.read_with_entry(dependencies, store, "other")[1] is MISS
+    assert ledger.read_with_entry(dependencies, store, "other")[1] is MISS
+    assert store.get("key") == b"1"
+    metrics = store.metrics()
+    assert (metrics.lookups, metrics.hits, metrics.misses, metrics.errors) == (4, 2, 2, 0)
+    private_redis.kill()
+    with pytest.raises(LedgerUnavailableError):
+        ledger.read_with_entry(dependencies, store, "key")
+    metrics = store.metrics()
+    assert (metrics.lookups, metrics.hits, metrics.misses, metrics.errors) == (4, 2, 2, 1)
+    ledger.close()
+
+
+def test_live_reads_are_counted_by_the_tiers(
+    settings: Any, tmp_path: Path, redis_url: str, transactional_db: None
+) -> None:
+    """Each live read is one lookup of each tier that it came to, and all of them are hits or misses."""
+    settings.CACHES = caches_of("memory+redis", tmp_path, redis_url)
+    Author.objects.create(name="Ann")
+
+    def read() -> list[Author]:
+        return list(live(Author.objects.order_by("pk")))
+
+    wait_for_hits(read)
+    near, far = get_assembly("default").tiers
+    before = near.metrics(), far.metrics()
+    read()
+    near.clear()
+    read()
+    after = near.metrics(), far.metrics()
+    assert [now.hits - then.hits for now, then in zip(after, before, strict=True)] == [1, 1]
+    assert [now.misses - then.misses for now, then in zip(after, before, strict=True)] == [1, 0]
+    far.clear()
+    near.clear()
+    read()
+    assert far.metrics().misses - after[1].misses == 1
+    assert all(metrics.lookups == metrics.hits + metrics.misses for metrics in (near.metrics(), far.metrics()))
+    close_all()
 
 
 def test_a_foreign_key_under_the_prefix_is_no_key(redis_url: str) -> None:

@@ -62,7 +62,12 @@ class RedisLedger(Ledger):
             return super().read_with_entry(dependencies, store, key)
         self.deliver()
         commands = [("GET", store.full_key(key)), *map(self._reading_of, dependencies)]
-        value, *answers = self._run(commands, is_quick=True)
+        try:
+            value, *answers = self._run(commands, is_quick=True)
+        except LedgerUnavailableError:
+            store.count_error()
+            raise
+        store.count_lookup(is_hit=value is not None)
         readings = list(map(_reading, dependencies, answers))
         return readings, MISS if value is None else value
 

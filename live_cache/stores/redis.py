@@ -221,6 +221,14 @@ class RedisStore(ForkAware, Store):
         """See flush()."""
         return self.flush()
 
+    def count_lookup(self, *, is_hit: bool) -> None:
+        """Count a lookup that the ledger made, which reads an entry of this store beside its own clocks."""
+        self._steps.counters.count_lookup(is_hit=is_hit)
+
+    def count_error(self) -> None:
+        """Count a lookup of the ledger that was not answered."""
+        self._steps.counters.errors.add_one()
+
     def metrics(self) -> StoreMetrics:
         """
         Return a copy of the counters of this process. What the server holds is not asked: counting takes a scan.
