@@ -9,7 +9,7 @@ __all__ = ["COMPOSITIONS", "PATIENCE", "caches_of", "location_of"]
 
 COMPOSITIONS = ("memory", "disk", "redis", "memory+redis", "memory+disk+redis")
 
-# Five runs side by side, on a machine that may do other things as well.
+# Five runs side by side, on a machine that may do other things as well; what a late answer means is tested elsewhere.
 PATIENCE = {"CONNECT_TIMEOUT_S": 10, "SOCKET_TIMEOUT_S": 10, "READ_TIMEOUT_S": 10}
 
 _BACKENDS_OF_DJANGO = {
