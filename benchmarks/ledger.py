@@ -18,7 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from live_cache.exceptions import LedgerUnavailableError
-from live_cache.ledger.base import NEWBORN, Dependency, Ledger
+from live_cache.ledger.base import Ledger
+from live_cache.ledger.clocks import NEWBORN, Dependency
 from live_cache.ledger.host import HostLedger
 from live_cache.ledger.process import ProcessLedger
 from live_cache.ledger.redis import RedisLedger

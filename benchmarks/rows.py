@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from live_cache.frame import KIND_ROWS, seal, unseal
-from live_cache.ledger.base import Dependency, Stamp
+from live_cache.ledger.clocks import Dependency, Stamp
 from live_cache.rows import EntryHeader, decode_entry, encode_entry
 
 KEY = "shop.product/5f3a9c0d2b7e/page_1x50"

@@ -15,7 +15,7 @@ from django.core.cache.backends.base import DEFAULT_TIMEOUT
 from live_cache.backend_async import AsyncTwins
 from live_cache.backend_base import MAX_SWAPS
 from live_cache.exceptions import InvalidKeyError, QuotaExceededError, StoreError, StoreUnavailableError
-from live_cache.ledger.base import TABLE_SLOT
+from live_cache.ledger.clocks import TABLE_SLOT
 from live_cache.plain_values import INT64
 from live_cache.stores.base import MISS, Missing, StoredValue
 

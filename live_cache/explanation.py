@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from live_cache.exceptions import FrameError, LedgerUnavailableError
-from live_cache.ledger.base import is_fresh
+from live_cache.ledger.clocks import is_fresh
 from live_cache.reader import reason_to_bypass
 from live_cache.rows import decode_entry
 from live_cache.stores.base import MISS

@@ -13,7 +13,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, models
 
 from live_cache.assembly import Assembly, get_assembly, live_assemblies
 from live_cache.exceptions import LedgerUnavailableError
-from live_cache.ledger.base import TABLE_SLOT, slot_of
+from live_cache.ledger.clocks import TABLE_SLOT, slot_of
 from live_cache.names import KEYS_CLOCK, clock_of, database_name
 from live_cache.sql import normalize_table
 from live_cache.writes.signals import tables_of

@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from live_cache import testcases
-from live_cache.ledger.base import TABLE_SLOT, Dependency, slot_of
+from live_cache.ledger.clocks import TABLE_SLOT, Dependency, slot_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

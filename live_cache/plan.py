@@ -23,7 +23,7 @@ from django.db import connections, models
 from live_cache.conf import settings
 from live_cache.exceptions import InvalidKeyError, UncachableQueryError
 from live_cache.fingerprint import Walk, walk_expressions, walk_query
-from live_cache.ledger.base import TABLE_SLOT, Dependency, slot_of
+from live_cache.ledger.clocks import TABLE_SLOT, Dependency, slot_of
 from live_cache.loop import leave_loop
 from live_cache.names import clock_of, database_name, is_private_database, key_dependency
 from live_cache.sql import StatementKind, classify, normalize_table

@@ -1,9 +1,9 @@
 """
 The read path: plan -> tiers -> ledger -> rows; on a miss: ledger -> SELECT -> rows -> tiers.
 
-This is where "never stale" is kept for readers: an entry is served only if ledger.base.is_fresh() says so of a reading
-that was requested after the read began (rules 2 and 5), and it is filled only with the stamp of a reading that was
-taken before the SELECT (rule 4).
+This is where "never stale" is kept for readers: an entry is served only if ledger.clocks.is_fresh() says so of a
+reading that was requested after the read began (rules 2 and 5), and it is filled only with the stamp of a reading that
+was taken before the SELECT (rule 4).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from django.db import Error
 
 from live_cache.exceptions import FrameError, LedgerUnavailableError, StoreError, UncachableValueError
 from live_cache.ledger import fences
-from live_cache.ledger.base import Reading, is_fresh, take_stamps
+from live_cache.ledger.clocks import Reading, is_fresh, take_stamps
 from live_cache.loop import is_on_loop, leave_loop
 from live_cache.rows import Entry, EntryHeader, decode_entry, encode_entry
 from live_cache.stores.base import MISS

@@ -171,7 +171,7 @@ class Model:
         return ""
 
     def is_fresh(self, entry: Entry, clock: Clock) -> bool:
-        """ledger.base.is_fresh()."""
+        """ledger.clocks.is_fresh()."""
         return (
             (entry.epoch == clock.epoch or not self.keeps("epoch"))
             and (clock.slot <= entry.seq or not self.keeps("slot check"))

@@ -27,7 +27,7 @@ from live_cache.assembly import (
 )
 from live_cache.backend import LiveCache
 from live_cache.exceptions import ConfigurationError
-from live_cache.ledger.base import Dependency
+from live_cache.ledger.clocks import Dependency
 from live_cache.ledger.host import HostLedger
 from live_cache.ledger.process import ProcessLedger
 

@@ -26,7 +26,7 @@ from live_cache.exceptions import (
     UncachableValueError,
 )
 from live_cache.frame import KIND_PICKLE, KIND_ROWS, seal
-from live_cache.ledger.base import Dependency
+from live_cache.ledger.clocks import Dependency
 from live_cache.rows import encode_value
 
 BACKEND = "live_cache.backend.LiveCache"

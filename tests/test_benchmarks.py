@@ -1,12 +1,14 @@
-"""The programs that count stale reads: they run, count exactly, and tell a cache that is stale from one that is not."""
+"""The benchmarks: they run, count exactly, and tell a cache that is stale or dear from one that is not."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,18 +26,29 @@ from benchmarks.project.answers import (
     fault_in_total,
 )
 from benchmarks.project.book import Book
+from benchmarks.project.oracle import Truth
+from benchmarks.project.systems import System
+from benchmarks.workloads.base import Popularity, Read
 
 ROOT = Path(__file__).resolve().parent.parent
+TABLES = ("watched", "unwatched")
 
 
 def _run(program: str, *arguments: str, status: int = 0, **environment: str) -> list[dict[str, Any]]:
+    results, ended = _end(program, *arguments, **environment)
+    assert ended == status
+    found: list[dict[str, Any]] = results
+    return found
+
+
+def _end(program: str, *arguments: str, **environment: str) -> tuple[Any, int]:
+    """Run *program*, and return what it printed and its status."""
     command = [sys.executable, "-m", f"benchmarks.{program}", "--json", "--no-peers", *arguments]
     ended = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=120
     )
-    assert ended.returncode == status, ended.stderr
-    results: list[dict[str, Any]] = json.loads(ended.stdout)
-    return results
+    assert ended.returncode in (0, 1), ended.stderr
+    return json.loads(ended.stdout), ended.returncode
 
 
 @pytest.mark.parametrize("mode", [[], ["--atomic"]], ids=["autocommit", "atomic"])
@@ -63,12 +76,63 @@ def test_a_cache_that_takes_every_entry_for_fresh_is_found_out(
 ) -> None:
     """With a broken rule of freshness both programs count stale reads and end with status 1: they can fail."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import live_cache.ledger.base as base\nbase.is_fresh = lambda *arguments: True\n"
+        "import live_cache.ledger.clocks as clocks\nclocks.is_fresh = lambda *arguments: True\n"
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     (ours,) = _run(program, *arguments, "--location", "memory+disk", status=1, PYTHONPATH=path)
     assert ours["stale_reads"] > 0
     assert (ours["stale_bursts"] if program == "bursts" else ours["wrong_keys"]) > 0
+
+
+@pytest.mark.parametrize("workload", ["shop", "forum", "backoffice"])
+def test_efficiency(workload: str) -> None:
+    """A short run: nothing is stale, nobody fetches less than the oracle, and no cache fetches every time."""
+    arguments = ["--workload", workload, "--operations", "250", "--location", "memory+disk"]
+    [found], status = _end("efficiency", *arguments)
+    ours, plain = found["systems"]
+    assert (ours["system"], plain["system"]) == ("live_cache", "database")
+    assert ours["stale"] == plain["stale"] == 0
+    assert ours["reads"] + ours["writes"] == 250
+    assert plain["fetches"] == plain["reads"] == plain["queries"] == ours["reads"]
+    assert ours["oracle"] < ours["fetches"] < plain["fetches"]
+    for kind in ours["kinds"].values():
+        assert kind["distinct"] <= kind["oracle"] <= kind["fetches"] <= kind["reads"]
+        assert sum(kind["reasons"].values()) == kind["fetches"]
+    assert ours["ratio"] == ours["oracle"] / ours["fetches"]
+    assert status == (ours["ratio"] < found["goal"])
+    assert _end("efficiency", *arguments) == ([found], status), "The same seed gives other counts."
+
+
+def test_a_stale_read_is_counted_by_efficiency(tmp_path: Path) -> None:
+    """With a broken rule of freshness reads differ from the database, and the status is 1."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import live_cache.ledger.base as base\nbase.is_fresh = lambda *arguments: True\n"
+    )
+    [found] = _run(
+        *("efficiency", "--workload", "shop", "--operations", "400", "--location", "memory+disk"),
+        status=1,
+        PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]),
+    )
+    ours, plain = found["systems"]
+    assert ours["stale"] > 0
+    assert ours["samples"]
+    assert plain["stale"] == 0
+
+
+def test_saves() -> None:
+    """One round: every write is timed on both tables, plain Django runs alone, and --check looks at save()."""
+    found, status = _end("saves", "--rounds", "1", "--location", "memory+disk", "--check", "--profile")
+    for key in ("medians_us", "ratios", "statements"):
+        assert len(found[key]) == 14
+        assert all(one["live_cache"] > 0 and one["database"] > 0 for one in found[key])
+    statements = {(one["operation"], one["table"]): one["database"] for one in found["statements"]}
+    assert {statements[f"save{end}", table] for end in ("()", "(update_fields)") for table in TABLES} == {1}
+    assert {one["database"] for one in found["ratios"]} == {1.0}
+    limits = {"watched": 2.0, "unwatched": 1.15}
+    dear = [one for one in found["ratios"] if one["operation"] == "save()" and one["live_cache"] > limits[one["table"]]]
+    assert status == bool(dear)
+    for table in TABLES:
+        assert any(one["function"].startswith("live_cache/") for one in found["profiles"][table])
 
 
 def test_missing_peer_is_named_and_does_not_matter() -> None:
@@ -146,3 +210,40 @@ def test_book_knows_what_is_open() -> None:
     book.rolled_back(1, [1])
     assert book.floors() == book.ceilings() == [1, 1]
     assert book.open_rows(0) == book.open_rows(1) == []
+
+
+# -- the oracle -------------------------------------------------------------------------------------------------------
+
+
+class _Cache(System):
+    caches = True
+
+
+def test_the_oracle_fetches_what_is_new_and_what_differs_from_its_last_fetch() -> None:
+    """A result that went and came back needs no fetch, and one that nobody has read since is fetched once."""
+    rows = [[1, 2]]
+    truth, read = Truth(_Cache()), Read("page", (1,), lambda cached: list(rows[-1]))
+    assert truth.look(read, [1, 2], 0) == (False, True, True)
+    assert truth.look(read, [1, 2], 0) == (False, False, False)
+    rows.append([1, 3])
+    rows.append([1, 2])
+    assert truth.look(read, [1, 2], 2) == (False, False, False)
+    rows.append([1, 3])
+    assert truth.look(read, [1, 3], 3) == (False, False, True)
+
+
+def test_an_answer_is_stale_if_a_value_or_its_type_differs() -> None:
+    """Older rows are stale, and so are rows whose values are equal but of another type."""
+    truth, read = Truth(_Cache()), Read("get", (1,), lambda cached: [(1, True)])
+    assert truth.look(read, [(1, False)], 0)[0]
+    assert truth.look(read, [(1, 1)], 0)[0]
+    assert not truth.look(read, [(1, True)], 0)[0]
+
+
+def test_popular_things_are_asked_for_by_the_law_of_zipf() -> None:
+    """The first of them is asked for about ten times as often as the tenth, and every rank exists."""
+    popular = Popularity(random.Random(1), 1.0)
+    ranks = Counter(popular.rank(50) for _ in range(20_000))
+    assert set(ranks) == set(range(50))
+    assert ranks[0] / ranks[9] == pytest.approx(10, rel=0.2)
+    assert {popular.rank(3) for _ in range(100)} == {0, 1, 2}

@@ -18,7 +18,7 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 from live_cache.assembly import Assembly, close_all, get_assembly
-from live_cache.ledger.base import Dependency
+from live_cache.ledger.clocks import Dependency
 from live_cache.management.tables import as_table
 from live_cache.queryset import live
 from tests.testapp.models import Author, Country

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from live_cache.exceptions import FrameError
 from live_cache.frame import KIND_CBOR, KIND_ROWS, seal
-from live_cache.ledger.base import Dependency, Stamp
+from live_cache.ledger.clocks import Dependency, Stamp
 from live_cache.rows import EntryHeader, decode_entry, decode_value, encode_entry, encode_value
 
 KEY = "shop.product/5f3a/page_1x50"

@@ -22,7 +22,7 @@ from live_cache import live, recording
 from live_cache.assembly import close_all, get_assembly
 from live_cache.exceptions import CommitRefusedError, LedgerUnavailableError, QuotaExceededError, StoreUnavailableError
 from live_cache.frame import KIND_PICKLE, KIND_ROWS, seal
-from live_cache.ledger.base import Dependency
+from live_cache.ledger.clocks import Dependency
 from live_cache.ledger.redis import RedisLedger
 from live_cache.reader import ReadRecord
 from live_cache.redis_connection import RedisConnection

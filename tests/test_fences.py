@@ -14,7 +14,7 @@ import pytest
 from django.db import IntegrityError, connections, transaction
 
 from live_cache.ledger import fences, fences_mysql, fences_sqlite
-from live_cache.ledger.base import NEWBORN, Dependency, Reading
+from live_cache.ledger.clocks import NEWBORN, Dependency, Reading
 from live_cache.ledger.process import ProcessLedger
 
 CLOCK = "shop_product"

@@ -22,7 +22,7 @@ import pytest
 
 from live_cache.exceptions import ConfigurationError, LedgerUnavailableError
 from live_cache.ledger import host, host_files
-from live_cache.ledger.base import NEWBORN, Dependency, Reading, is_fresh, take_stamps
+from live_cache.ledger.clocks import NEWBORN, Dependency, Reading, is_fresh, take_stamps
 from live_cache.ledger.host import HostLedger
 from live_cache.testing.ledgers import CLOCK, LedgerSuite
 
@@ -353,7 +353,7 @@ def test_torn_tick_without_an_intent_ticks_the_table(ledger: HostLedger) -> None
 PROGRAM = """
 import os, sys, threading
 sys.path.insert(0, {root!r})
-from live_cache.ledger.base import Dependency
+from live_cache.ledger.clocks import Dependency
 from live_cache.ledger.host import HostLedger
 ledger = HostLedger({directory!r}, lease_s=1000)
 CLOCK = {clock!r}

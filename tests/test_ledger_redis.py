@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from live_cache.exceptions import LedgerUnavailableError
-from live_cache.ledger.base import NEWBORN, Dependency, Reading, is_fresh, take_stamps
+from live_cache.ledger.clocks import NEWBORN, Dependency, Reading, is_fresh, take_stamps
 from live_cache.ledger.redis import RedisLedger
 from live_cache.redis_connection import RedisConnection
 from live_cache.stores.base import MISS

@@ -16,7 +16,7 @@ import redis
 from redis.cluster import RedisCluster
 
 from live_cache.exceptions import ConfigurationError, StoreUnavailableError
-from live_cache.ledger.base import Dependency
+from live_cache.ledger.clocks import Dependency
 from live_cache.ledger.redis import RedisLedger
 from live_cache.location import parse_location
 from live_cache.redis_connection import RedisConnection

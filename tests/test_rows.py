@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from psycopg.types.range import Range
 
 from live_cache.exceptions import FrameError, UncachableValueError
-from live_cache.ledger.base import Dependency, Stamp
+from live_cache.ledger.clocks import Dependency, Stamp
 from live_cache.rows import (
     EntryHeader,
     decode_entry,

@@ -20,7 +20,8 @@ from django.db import Error, OperationalError, connections, transaction
 from live_cache import live, reader
 from live_cache.assembly import get_assembly
 from live_cache.ledger import fences
-from live_cache.ledger.base import NEWBORN, Dependency, Ledger, Reading, Stamp, is_fresh
+from live_cache.ledger.base import Ledger
+from live_cache.ledger.clocks import NEWBORN, Dependency, Reading, Stamp, is_fresh
 from live_cache.sql import Statement, StatementKind, classify
 from live_cache.writes import guard
 from live_cache.writes.transactions import ConnectionState, state_of

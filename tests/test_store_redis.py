@@ -17,7 +17,7 @@ from live_cache.exceptions import (
     StoreUnavailableError,
     StoreUnsupportedError,
 )
-from live_cache.ledger.base import Dependency
+from live_cache.ledger.clocks import Dependency
 from live_cache.ledger.redis import RedisLedger
 from live_cache.redis_connection import RedisConnection
 from live_cache.stores.base import MISS

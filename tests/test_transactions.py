@@ -12,7 +12,7 @@ from django.test import TestCase
 
 from live_cache import live, recording
 from live_cache.assembly import get_assembly
-from live_cache.ledger.base import Dependency, Reading
+from live_cache.ledger.clocks import Dependency, Reading
 from live_cache.names import clock_of, database_name
 from live_cache.writes.transactions import state_of
 from tests.testapp.models import Author, Country, Tag

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from live_cache.ledger import fences_mysql, fences_postgresql, fences_sqlite
-from live_cache.ledger.base import NEWBORN, Intent, Ledger, Reading
+from live_cache.ledger.base import Ledger
+from live_cache.ledger.clocks import NEWBORN, Intent, Reading
 from live_cache.names import database_name, shared_database_name
 from live_cache.testcases import is_in_testcase
 

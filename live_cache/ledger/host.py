@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Final
 
 from live_cache.exceptions import LedgerUnavailableError
-from live_cache.ledger.base import NEWBORN, SLOT_COUNT, TABLE_SLOT, ClockInfo, Dependency, Intent, Ledger, Reading
+from live_cache.ledger.base import Ledger
+from live_cache.ledger.clocks import NEWBORN, SLOT_COUNT, TABLE_SLOT, ClockInfo, Dependency, Intent, Reading
 from live_cache.ledger.host_files import DirectoryLock, boot_id
 
 __all__ = ["HostLedger"]

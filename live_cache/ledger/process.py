@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from live_cache.ledger.base import LOG_LENGTH, NEWBORN, TABLE_SLOT, ClockInfo, Dependency, Intent, Ledger, Reading
+from live_cache.ledger.base import Ledger
+from live_cache.ledger.clocks import LOG_LENGTH, NEWBORN, TABLE_SLOT, ClockInfo, Dependency, Intent, Reading
 
 __all__ = ["ProcessLedger"]
 

@@ -9,7 +9,8 @@ from typing import Any, Final
 from urllib.parse import quote, unquote
 
 from live_cache.exceptions import LedgerUnavailableError
-from live_cache.ledger.base import TABLE_SLOT, ClockInfo, Dependency, Intent, Ledger, Reading
+from live_cache.ledger.base import Ledger
+from live_cache.ledger.clocks import TABLE_SLOT, ClockInfo, Dependency, Intent, Reading
 from live_cache.ledger.redis_scripts import DECLARE, EXPIRED, READ, REAP, RESET, TICK
 from live_cache.redis_connection import Command, RedisConnection
 from live_cache.stores.base import MISS, Missing, Store

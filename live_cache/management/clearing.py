@@ -13,7 +13,7 @@ from django.db.models import Model
 
 from live_cache.assembly import Assembly
 from live_cache.invalidation import invalidate
-from live_cache.ledger.base import slot_of
+from live_cache.ledger.clocks import slot_of
 from live_cache.management.reports import LIVE, count_keys, live_keys
 
 __all__ = ["clear_all", "clear_key", "clear_model", "clear_prefix", "find_model"]

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from live_cache.exceptions import FrameError, UncachableValueError
 from live_cache.frame import KIND_CBOR, KIND_ROWS, seal, unseal
-from live_cache.ledger.base import SLOT_COUNT, Dependency, Stamp
+from live_cache.ledger.clocks import SLOT_COUNT, Dependency, Stamp
 from live_cache.rows.cells import INT_MAX, INT_MIN
 from live_cache.rows.columns import decode_column, encode_column
 from live_cache.rows.primitives import dump, load

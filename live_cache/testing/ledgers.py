@@ -9,17 +9,8 @@ from typing import ClassVar
 
 import pytest
 
-from live_cache.ledger.base import (
-    NEWBORN,
-    SLOT_COUNT,
-    TABLE_SLOT,
-    Dependency,
-    Intent,
-    Ledger,
-    Reading,
-    is_fresh,
-    take_stamps,
-)
+from live_cache.ledger.base import Ledger
+from live_cache.ledger.clocks import NEWBORN, SLOT_COUNT, TABLE_SLOT, Dependency, Intent, Reading, is_fresh, take_stamps
 
 __all__ = ["LedgerSuite"]
 

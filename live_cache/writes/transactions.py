@@ -21,7 +21,7 @@ from live_cache.assembly import live_assemblies
 from live_cache.conf import settings
 from live_cache.exceptions import CommitRefusedError, LedgerUnavailableError
 from live_cache.ledger import fences
-from live_cache.ledger.base import TABLE_SLOT
+from live_cache.ledger.clocks import TABLE_SLOT
 from live_cache.names import clock_of, database_name, shared_database_name
 from live_cache.sql import normalize_table
 from live_cache.testcases import is_between_blocks, is_in_testcase, note_commit, note_rollback

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from live_cache.exceptions import FrameError, UncachableValueError
 from live_cache.frame import KIND_CBOR, KIND_ROWS, seal
-from live_cache.ledger.base import Dependency, Stamp
+from live_cache.ledger.clocks import Dependency, Stamp
 from live_cache.rows import EntryHeader, decode_entry, decode_value, encode_entry, encode_value
 
 __all__ = ["SEEDS", "TARGETS"]
