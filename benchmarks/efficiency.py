@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -29,7 +28,6 @@ __all__ = ["main"]
 
 GOALS: Final = {"shop": 0.95, "forum": 0.90, "backoffice": 0.90}
 """The workloads, and the ratio that this package has to reach in each."""
-SETTLE_S: Final = 20.0
 COLUMNS: Final = ("reads", "fetches", "oracle", "ratio", "stale", "queries", "writes", "write_queries")
 TITLES: Final = ("reads", "fetches", "oracle", "ratio", "stale", "read queries", "writes", "write queries")
 
@@ -71,7 +69,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _run(bench: Bench) -> dict[str, Any]:
+    from django.apps import apps
+
     from benchmarks.project.oracle import run_workload
+    from benchmarks.project.settling import settle
     from benchmarks.project.systems import current
     from benchmarks.workloads import workload
 
@@ -79,26 +80,8 @@ def _run(bench: Bench) -> dict[str, Any]:
     chosen = workload(bench.options["workload"])(system, bench.options["seed"])
     chosen.fill()
     if system.name == "live_cache":
-        _settle()
+        settle(apps.get_app_config("project").get_models(include_auto_created=True))
     return run_workload(chosen, operations=bench.options["operations"])
-
-
-def _settle() -> None:
-    """Wait until each table has given a hit: a clock that was just made holds its table back for a lease."""
-    from django.apps import apps
-
-    from live_cache import live, recording
-
-    end_s = time.monotonic() + SETTLE_S
-    for model in apps.get_app_config("project").get_models(include_auto_created=True):
-        while True:
-            with recording() as records:
-                list(live(model._default_manager.filter(pk=0)))
-            if records[0].is_hit:
-                break
-            if time.monotonic() > end_s:
-                raise BenchmarkError(f"No read of {model.__name__} becomes a hit: {records[0].reason}.")
-            time.sleep(0.02)
 
 
 def _check_oracles(results: Sequence[dict[str, Any]]) -> None:

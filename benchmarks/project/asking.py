@@ -17,6 +17,10 @@ class Statements:
         self.count = 0
         connection.execute_wrappers.append(self._run)
 
+    def close(self) -> None:
+        """Count no more."""
+        connection.execute_wrappers.remove(self._run)
+
     def _run(self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any) -> Any:
         self.count += 1
         return execute(sql, params, many, context)

@@ -17,30 +17,31 @@ from tests import servers
 
 __all__ = ["database"]
 
-# Nothing has to reach the disk. A transaction that takes its lock at the start waits for the other writer; one that
-# takes it at its first write can only fail.
-_SQLITE_OPTIONS = {
-    "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF",
-    "transaction_mode": "IMMEDIATE",
-    "timeout": 30,
-}
+# A transaction that takes its lock at the start waits for the other writer; one that takes it at its first write can
+# only fail.
+_SQLITE_OPTIONS = {"transaction_mode": "IMMEDIATE", "timeout": 30}
 
 
 @contextmanager
-def database(choice: str, directory: Path) -> Iterator[dict[str, Any]]:
+def database(choice: str, directory: Path, *, is_durable: bool = False) -> Iterator[dict[str, Any]]:
     """
     Create a database, yield its entry of DATABASES, and drop it.
 
     Args:
         choice: ``sqlite``, ``postgresql`` or ``mariadb`` (a server that tests/servers.py finds), or the URL of a
             server; the database that the URL names is not touched.
+        is_durable: Whether SQLite writes as it does on a site that wants to keep its data. Servers do what they are
+            set up to do.
 
     Raises:
         BenchmarkError: There is no such server, or it cannot be used.
     """
     if choice == "sqlite":
         name = str(directory / "bench.sqlite3")
-        yield {"ENGINE": "django.db.backends.sqlite3", "NAME": name, "OPTIONS": dict(_SQLITE_OPTIONS)}
+        # Where nothing is timed, nothing has to reach the disk.
+        pragmas = f"PRAGMA journal_mode=WAL; PRAGMA synchronous={'NORMAL' if is_durable else 'OFF'}"
+        options = {**_SQLITE_OPTIONS, "init_command": pragmas}
+        yield {"ENGINE": "django.db.backends.sqlite3", "NAME": name, "OPTIONS": options}
         return
     config = _config(choice)
     maintenance = config["NAME"]

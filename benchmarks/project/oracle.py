@@ -18,7 +18,7 @@ from benchmarks.project.asking import Statements
 from benchmarks.project.systems import System
 from benchmarks.workloads.base import Read, Workload
 
-__all__ = ["Kind", "run_workload"]
+__all__ = ["Kind", "Truth", "run_workload"]
 
 _MAX_SAMPLES = 5
 
@@ -41,7 +41,7 @@ class Kind:
     """Of the fetches of this package, by ReadRecord.reason."""
 
 
-class _Truth:
+class Truth:
     """The results of now, and what the oracle fetched last."""
 
     def __init__(self, system: System) -> None:
@@ -68,7 +68,7 @@ class _Truth:
 def run_workload(workload: Workload, *, operations: int, write_share: float = 0.1) -> dict[str, Any]:
     """Do *operations* reads and writes, and return counts, in all and by kind of query."""
     system, chance = workload.system, workload.chance
-    statements, truth = Statements(), _Truth(system)
+    statements, truth = Statements(), Truth(system)
     kinds: dict[str, Kind] = {}
     write_count = write_queries = 0
     samples: list[str] = []

@@ -14,7 +14,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,18 @@ from benchmarks.project.errors import BenchmarkError
 from benchmarks.project.systems import LOCATIONS, PEERS, SYSTEMS
 from tests import server_programs
 
-__all__ = ["Bench", "add_options", "is_child", "print_rows", "print_table", "run_child", "run_systems"]
+__all__ = [
+    "Bench",
+    "add_options",
+    "end_in_order",
+    "is_child",
+    "print_rows",
+    "print_table",
+    "run_child",
+    "run_systems",
+    "started",
+    "systems_to_run",
+]
 
 Result = dict[str, Any]
 _ENVIRONMENT: Final = "LIVE_CACHE_BENCH"
@@ -65,7 +77,12 @@ def run_systems(program: str, options: argparse.Namespace, *, others: Sequence[s
     Raises:
         BenchmarkError: A run was not possible, or did not end well.
     """
-    _end_in_order()
+    end_in_order()
+    return [_run_system(program, name, options) for name in (*systems_to_run(options), *others)]
+
+
+def systems_to_run(options: argparse.Namespace) -> list[str]:
+    """Return the names of ours and of the peers that are wanted and installed, and say which one is missing."""
     names = ["live_cache"]
     for name in PEERS if options.peers else ():
         if SYSTEMS[name].is_installed:
@@ -76,15 +93,32 @@ def run_systems(program: str, options: argparse.Namespace, *, others: Sequence[s
                 "python -m pip install -r requirements/peers.txt (or run with --no-peers)",
                 file=sys.stderr,
             )
-    return [_run_system(program, name, options) for name in (*names, *others)]
+    return names
 
 
 def _run_system(program: str, system: str, options: argparse.Namespace) -> Result:
+    with started(program, system, options) as (child, directory):
+        status = child.wait()
+        result = directory / "result.json"
+        if status or not result.exists():
+            raise BenchmarkError(f"The run of {system} ended with status {status}.")
+        return {"system": system, **json.loads(result.read_text())}
+
+
+@contextmanager
+def started(
+    program: str, system: str, options: argparse.Namespace, **popen: Any
+) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """
+    Start *program* for *system* with a database of its own; yield the process and its directory.
+
+    Args:
+        popen: What subprocess.Popen is given, such as pipes. Pipes carry text.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="live-cache-bench-") as directory,
-        database(options.database, Path(directory)) as config,
+        database(options.database, Path(directory), is_durable=getattr(options, "is_durable", False)) as config,
     ):
-        result = Path(directory, "result.json")
         bench = {**vars(options), "system": system, "database": config, "directory": directory}
         environment = {
             **os.environ,
@@ -92,16 +126,14 @@ def _run_system(program: str, system: str, options: argparse.Namespace) -> Resul
             "DJANGO_SETTINGS_MODULE": "benchmarks.project.settings",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")])),
         }
-        child = subprocess.Popen([sys.executable, "-m", program], env=environment)
+        child = subprocess.Popen([sys.executable, "-m", program], env=environment, text=True, **popen)
         try:
-            status = child.wait()
+            yield child, Path(directory)
         except BaseException:
             child.terminate()
-            child.wait()
             raise
-        if status or not result.exists():
-            raise BenchmarkError(f"The run of {system} ended with status {status}.")
-        return {"system": system, **json.loads(result.read_text())}
+        finally:
+            child.wait()
 
 
 def is_child() -> bool:
@@ -132,7 +164,7 @@ class Bench:
 
 def run_child(run: Callable[[Bench], Mapping[str, Any]]) -> int:
     """Set Django up for the system of this process, make the tables, and call *run*; keep what it returns."""
-    _end_in_order()
+    end_in_order()
     bench = Bench()
     try:
         import django
@@ -156,7 +188,7 @@ def run_child(run: Callable[[Bench], Mapping[str, Any]]) -> int:
     return 0
 
 
-def _end_in_order() -> None:
+def end_in_order() -> None:
     """Let SIGTERM raise SystemExit, so that databases are dropped and servers and workers stopped first."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
