@@ -10,10 +10,10 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from live_cache.exceptions import (
     ConfigurationError,
@@ -24,6 +24,18 @@ from live_cache.exceptions import (
 )
 from live_cache.stores.base import MISS, FlushReport, Missing, Store, StoredValue, StoreMetrics, validate_key
 from live_cache.stores.counters import StoreCounters
+from live_cache.stores.disk_rows import (
+    COUNT,
+    DELETE,
+    READ_BATCH,
+    WRITE_BATCH,
+    DiskRows,
+    NoRoomError,
+    fetch_all,
+    key_ranges,
+    marks,
+    volume,
+)
 from live_cache.stores.integers import add_to_integer
 from live_cache.stores.sqlite_file import SqliteFile
 
@@ -31,34 +43,6 @@ __all__ = ["DiskStore"]
 
 T = TypeVar("T")
 logger = logging.getLogger("live_cache.stores")
-
-_READ_BATCH: Final = 500
-# Rows that one transaction changes: others wait for it some 20 ms.
-_WRITE_BATCH: Final = 200
-_EVICT_BATCH: Final = 10
-
-_SELECT: Final = "SELECT key, mode, filename, value, expire_time FROM Cache WHERE raw = 1 AND key "
-_UPSERT: Final = """
-    INSERT INTO Cache (key, raw, store_time, expire_time, access_time, size, mode, filename, value)
-    VALUES (?, 1, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (key, raw) DO UPDATE SET
-        store_time = excluded.store_time, expire_time = excluded.expire_time, access_time = excluded.access_time,
-        size = excluded.size, mode = excluded.mode, filename = excluded.filename, value = excluded.value
-"""
-_COUNT: Final = "SELECT value FROM Settings WHERE key = 'count'"  # Kept by triggers of diskcache.
-_DELETE: Final = "DELETE FROM Cache WHERE raw = 1 AND key = ?"
-_DELETE_EXPIRED: Final = """
-    DELETE FROM Cache WHERE rowid IN (
-        SELECT rowid FROM Cache WHERE expire_time IS NOT NULL AND expire_time <= ? ORDER BY expire_time LIMIT ?)
-"""
-_DELETE_OLDEST: Final = """
-    DELETE FROM Cache WHERE rowid IN (
-        SELECT rowid FROM Cache WHERE NOT (raw = 1 AND key = ?) ORDER BY store_time LIMIT ?)
-"""
-
-
-class _NoRoomError(Exception):
-    """The value alone is larger than the store. Rolls the transaction back."""
 
 
 @cache
@@ -143,12 +127,14 @@ class DiskStore(Store):
         self.directory = Path(expanded)
         self.max_bytes = max_bytes
         self._clock = clock
-        self._disk = _driver()[1](expanded)
         # Without a reference to this store, so that no cycle keeps connections open until the collector comes.
         self._file = SqliteFile(
             self.directory / "cache.db", prepare=partial(_lay_out, self.directory, max_bytes), timeout_s=timeout_s
         )
         self._counters = StoreCounters()
+        self._rows = DiskRows(
+            _driver()[1](expanded), self.directory, max_bytes=max_bytes, clock=clock, counters=self._counters
+        )
 
     def get(self, key: str) -> bytes | Missing:
         """Return the value under *key*, or MISS."""
@@ -185,11 +171,11 @@ class DiskStore(Store):
             self._counters.puts.add(len(items))
             return
         pairs = iter(items.items())
-        while batch := list(itertools.islice(pairs, _WRITE_BATCH)):
+        while batch := list(itertools.islice(pairs, WRITE_BATCH)):
             deadline = None if timeout_s is None else self._clock() + timeout_s
             try:
-                self._write(partial(self._store, items=batch, deadline=deadline))
-            except _NoRoomError:
+                self._write(partial(self._rows.store, items=batch, deadline=deadline))
+            except NoRoomError:
                 self._put_one_by_one(batch, deadline)
             else:
                 self._counters.puts.add(len(batch))
@@ -207,21 +193,21 @@ class DiskStore(Store):
     def exists(self, key: str) -> bool:
         """Return whether an unexpired value is under *key*. Counts as a lookup nowhere."""
         validate_key(key)
-        return bool(self._read(lambda connection: self._rows(connection, (key,))))
+        return bool(self._read(lambda connection: self._rows.find(connection, (key,))))
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Yield the keys under *prefix*, in their order, 500 per query."""
-        ranges = _key_ranges(prefix)
+        ranges = key_ranges(prefix)
         return itertools.chain.from_iterable(self._iterate_keys(low, high) for low, high in ranges)
 
     def invalidate_prefix(self, prefix: str) -> int:
         """Drop every key under *prefix*, 200 per transaction. Return how many were dropped."""
         dropped = 0
-        for low, high in _key_ranges(prefix):
+        for low, high in key_ranges(prefix):
             while True:
-                seen, unexpired = self._write(partial(self._drop_rows, "key >= ? AND key < ?", [low, high]))
+                seen, unexpired = self._write(partial(self._rows.drop, "key >= ? AND key < ?", [low, high]))
                 dropped += unexpired
-                if seen < _WRITE_BATCH:
+                if seen < WRITE_BATCH:
                     break
         self._counters.deletes.add(dropped)
         return dropped
@@ -231,12 +217,12 @@ class DiskStore(Store):
         validate_key(key)
 
         def add(connection: sqlite3.Connection) -> int | Missing:
-            held = self._rows(connection, (key,)).get(key)
+            held = self._rows.find(connection, (key,)).get(key)
             if held is None and default is None:
                 return MISS
             value, deadline = (cast("int", default), None) if held is None else held
             total = add_to_integer(key, value, delta)
-            self._store(connection, [(key, b"%d" % total)], deadline)
+            self._rows.store(connection, [(key, b"%d" % total)], deadline)
             return total
 
         return self._write(add)
@@ -248,18 +234,18 @@ class DiskStore(Store):
         validate_key(key)
 
         def swap(connection: sqlite3.Connection) -> bool:
-            held = self._rows(connection, (key,)).get(key)
+            held = self._rows.find(connection, (key,)).get(key)
             if (None if held is None else held[0]) != expected:
                 return False
             if timeout_s is not None and timeout_s <= 0:
-                connection.execute(_DELETE, (key,))
+                connection.execute(DELETE, (key,))
             else:
-                self._store(connection, [(key, value)], None if timeout_s is None else self._clock() + timeout_s)
+                self._rows.store(connection, [(key, value)], None if timeout_s is None else self._clock() + timeout_s)
             return True
 
         try:
             is_stored = self._write(swap)
-        except _NoRoomError as error:
+        except NoRoomError as error:
             raise self._reject(key, value) from error
         if is_stored:
             self._counters.puts.add_one()
@@ -282,17 +268,17 @@ class DiskStore(Store):
 
     def clear(self) -> None:
         """Drop every entry of this store, 200 per transaction."""
-        ((last,),) = self._read(partial(_fetch_all, "SELECT MAX(rowid) FROM Cache", ()))
+        ((last,),) = self._read(partial(fetch_all, "SELECT MAX(rowid) FROM Cache", ()))
         delete = "DELETE FROM Cache WHERE rowid IN (SELECT rowid FROM Cache WHERE rowid <= ? LIMIT ?)"
         # Up to the last row of this moment, so that busy writers cannot keep it going.
         while last is not None and self._write(
-            lambda connection: connection.execute(delete, (last, _WRITE_BATCH)).rowcount
+            lambda connection: connection.execute(delete, (last, WRITE_BATCH)).rowcount
         ):
             pass
 
     def len(self) -> int:
         """Return how many entries are held, expired ones among them."""
-        ((count,),) = self._read(partial(_fetch_all, _COUNT, ()))
+        ((count,),) = self._read(partial(fetch_all, COUNT, ()))
         return int(count)
 
     def flush(self) -> FlushReport:
@@ -305,8 +291,8 @@ class DiskStore(Store):
     def metrics(self) -> StoreMetrics:
         """Return a copy of the counters of this process. Entries and bytes are None while the file is out of reach."""
         try:
-            ((entries,),) = self._file.read(partial(_fetch_all, _COUNT, ()))
-            size_bytes = self._file.read(_volume)
+            ((entries,),) = self._file.read(partial(fetch_all, COUNT, ()))
+            size_bytes = self._file.read(volume)
         except StoreUnavailableError:
             entries = size_bytes = None
         metrics = self._counters.snapshot(entries=entries, size_bytes=size_bytes)
@@ -336,55 +322,18 @@ class DiskStore(Store):
 
     def _look_up(self, keys: Iterable[str]) -> dict[str, tuple[bytes, float | None]]:
         names = [validate_key(key) for key in keys]
-        found = self._read(lambda connection: self._rows(connection, names))
+        found = self._read(lambda connection: self._rows.find(connection, names))
         self._counters.count_lookups(hits=len(found), misses=len(names) - len(found))
         return found
-
-    def _rows(self, connection: sqlite3.Connection, keys: Iterable[str]) -> dict[str, tuple[bytes, float | None]]:
-        """Return value and deadline of the unexpired ones of *keys*. Rows of a foreign hand are as good as absent."""
-        found: dict[str, tuple[bytes, float | None]] = {}
-        now = self._clock()
-        names = iter(keys)
-        while batch := list(itertools.islice(names, _READ_BATCH)):
-            condition = "= ?" if len(batch) == 1 else f"IN ({_marks(batch)})"
-            for key, mode, filename, value, deadline in connection.execute(_SELECT + condition, batch).fetchall():
-                if deadline is not None and deadline <= now:
-                    continue
-                try:
-                    found[key] = self._disk.fetch(mode, filename, value, False), deadline
-                except StoreError as error:
-                    logger.warning("Ignored the row of %r in %s. %s", key, self.directory, error)
-        return found
-
-    def _store(
-        self, connection: sqlite3.Connection, items: Iterable[tuple[str, bytes]], deadline: float | None
-    ) -> None:
-        """Store *items* and make room for them, within a transaction."""
-        now = self._clock()
-        expired = evicted = 0
-        for key, value in items:
-            row = self._disk.store(value, False, key=key)
-            try:
-                connection.execute(_UPSERT, (key, now, deadline, now, *row))
-            except (sqlite3.DataError, OverflowError) as error:  # Over the 1 GB that SQLite puts into a row.
-                raise _NoRoomError from error
-            expired += connection.execute(_DELETE_EXPIRED, (now, _EVICT_BATCH)).rowcount
-            while _volume(connection) > self.max_bytes:
-                dropped = connection.execute(_DELETE_OLDEST, (key, _EVICT_BATCH)).rowcount
-                if not dropped:
-                    raise _NoRoomError
-                evicted += dropped
-        self._counters.count_evictions("expired", expired)
-        self._counters.count_evictions("bytes", evicted)
 
     def _put_one_by_one(self, items: list[tuple[str, bytes]], deadline: float | None) -> None:
         """Store those of *items* that fit; then raise for the first that does not."""
         rejection: QuotaExceededError | None = None
         for item in items:
             try:
-                self._write(partial(self._store, items=[item], deadline=deadline))
+                self._write(partial(self._rows.store, items=[item], deadline=deadline))
                 self._counters.puts.add_one()
-            except _NoRoomError:
+            except NoRoomError:
                 rejection = rejection or self._reject(*item)
         if rejection is not None:
             raise rejection
@@ -401,29 +350,19 @@ class DiskStore(Store):
         """Drop *keys*, 200 per transaction. Return how many were there and had not expired."""
         names = iter(keys)
         dropped = 0
-        while batch := list(itertools.islice(names, _WRITE_BATCH)):
-            dropped += self._write(partial(self._drop_rows, f"key IN ({_marks(batch)})", batch))[1]
+        while batch := list(itertools.islice(names, WRITE_BATCH)):
+            dropped += self._write(partial(self._rows.drop, f"key IN ({marks(batch)})", batch))[1]
         return dropped
-
-    def _drop_rows(
-        self, condition: str, arguments: Sequence[str | bytes], connection: sqlite3.Connection
-    ) -> tuple[int, int]:
-        """Drop up to 200 rows, within a transaction. Return how many, and how many of them had not expired."""
-        select = f"SELECT rowid, expire_time FROM Cache WHERE raw = 1 AND {condition} LIMIT ?"
-        rows = connection.execute(select, (*arguments, _WRITE_BATCH)).fetchall()
-        connection.executemany("DELETE FROM Cache WHERE rowid = ?", [(rowid,) for rowid, _ in rows])
-        now = self._clock()
-        return len(rows), sum(deadline is None or deadline > now for _, deadline in rows)
 
     def _iterate_keys(self, low: str, high: str | bytes) -> Iterator[str]:
         alive = "(expire_time IS NULL OR expire_time > ?)"
         select = f"SELECT key FROM Cache WHERE raw = 1 AND key >= ? AND key < ? AND {alive} ORDER BY key LIMIT ?"
         while True:
-            arguments = (low, high, self._clock(), _READ_BATCH)
-            rows = self._read(partial(_fetch_all, select, arguments))
+            arguments = (low, high, self._clock(), READ_BATCH)
+            rows = self._read(partial(fetch_all, select, arguments))
             for (key,) in rows:
                 yield key
-            if len(rows) < _READ_BATCH:
+            if len(rows) < READ_BATCH:
                 return
             low = rows[-1][0] + "\x00"  # The very next text.
 
@@ -451,29 +390,3 @@ def _lay_out(directory: Path, max_bytes: int) -> None:
         ) from error
     finally:
         diskcache.Cache.close(made)
-
-
-def _fetch_all(statement: str, arguments: Sequence[Any], connection: sqlite3.Connection) -> list[Any]:
-    return connection.execute(statement, arguments).fetchall()
-
-
-def _marks(values: Sized) -> str:
-    return ",".join("?" * len(values))
-
-
-def _volume(connection: sqlite3.Connection) -> int:
-    """Return the bytes of the pages in use. Rows that this transaction deleted count no more."""
-    pages, free, page_bytes = (
-        connection.execute(f"PRAGMA {name}").fetchall()[0][0] for name in ("page_count", "freelist_count", "page_size")
-    )
-    return int((pages - free) * page_bytes)
-
-
-def _key_ranges(prefix: str) -> list[tuple[str, str | bytes]]:
-    """Return the ranges [low, high) of texts, by UTF-8, that has_prefix() says are under *prefix*."""
-    if not prefix:
-        return [("", b"")]  # Every text sorts before every blob.
-    validate_key(prefix)
-    if prefix.endswith("/"):
-        return [(prefix, prefix[:-1] + "0")]  # 0 follows / in ASCII.
-    return [(prefix, prefix + "\x00"), (prefix + "/", prefix + "0")]

@@ -4,17 +4,13 @@ Several stores as one, nearest first.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
-
-from asgiref.sync import sync_to_async
 
 from live_cache.exceptions import (
     ConfigurationError,
     QuotaExceededError,
-    StoreError,
     StoreUnavailableError,
     StoreUnsupportedError,
 )
@@ -28,17 +24,15 @@ from live_cache.stores.base import (
     has_prefix,
     validate_key,
 )
-from live_cache.stores.counters import StoreCounters, Tally
-from live_cache.stores.forks import ForkAware
-from live_cache.stores.tier_state import Debts, KeyVersions, Promotion, promotion_policy
+from live_cache.stores.tier_state import Promotion, promotion_policy
+from live_cache.stores.tiered_async import TieredTwins
 
 __all__ = ["TieredStore"]
 
 T = TypeVar("T")
-logger = logging.getLogger("live_cache.stores")
 
 
-class TieredStore(ForkAware, Store):
+class TieredStore(TieredTwins):
     """
     Reads the nearest store that has the key, and writes to all of them.
 
@@ -61,26 +55,7 @@ class TieredStore(ForkAware, Store):
     def __init__(self, stores: Sequence[Store], *, promote: Promotion = "always") -> None:
         if not stores:
             raise ConfigurationError("A tiered store needs at least one store.")
-        self.name = "tiered"
-        self.stores: tuple[Store, ...] = tuple(stores)
-        self.is_shared_by_processes = any(store.is_shared_by_processes for store in stores)
-        self.is_shared_by_hosts = any(store.is_shared_by_hosts for store in stores)
-        self.async_kind = "inline" if all(store.async_kind == "inline" for store in stores) else "tiers"
-        self.evicts_by = "the tiers"
-        self._wants_promotion = promotion_policy(promote)
-        self._versions = KeyVersions()
-        self._debts = tuple(Debts() for _ in stores)
-        self._failures = tuple(Tally() for _ in stores)
-        self._is_down = [False] * len(stores)
-        self._counters = StoreCounters()
-        self._far_to_near = range(len(self.stores) - 1, -1, -1)
-        self.watch_forks()
-
-    def after_fork_in_child(self) -> None:
-        """Replace the locks."""
-        self._versions = KeyVersions()
-        for debts in self._debts:
-            debts.replace_lock()
+        super().__init__(stores, promotion_policy(promote))
 
     def get(self, key: str) -> bytes | Missing:
         """Return the value under *key* of the nearest tier that has it, or MISS; also if no tier answers."""
@@ -112,45 +87,6 @@ class TieredStore(ForkAware, Store):
                     self._promote(key, stored, index, noted)
         self._counters.count_lookups(hits=len(found), misses=asked - len(found))
         return found
-
-    async def aget(self, key: str) -> bytes | Missing:
-        """See get()."""
-        noted = self._versions.note(validate_key(key))
-        value = await self._aread(0, key, self.stores[0].aget)
-        if value is not MISS:
-            self._counters.hits.add_one()
-            return value
-        stored = await self._afind(key, 1, noted)
-        return MISS if stored is MISS else stored.value
-
-    async def aget_with_expiry(self, key: str) -> StoredValue | Missing:
-        """See get_with_expiry()."""
-        return await self._afind(key, 0, self._versions.note(validate_key(key)))
-
-    async def aget_many(self, keys: Iterable[str]) -> dict[str, bytes]:
-        """See get_many()."""
-        missing = {validate_key(key): self._versions.note(key) for key in keys}
-        asked = len(missing)
-        found: dict[str, bytes] = {}
-        for index, store in enumerate(self.stores):
-            names = [key for key in missing if not await self._aowes(index, key)]
-            hits: dict[str, bytes] = await self._aattempt(index, store.aget_many(names), {}) if names else {}
-            for key, value in hits.items():
-                found[key] = value
-                noted = missing.pop(key)
-                stored = await self._aread(index, key, store.aget_with_expiry) if index else MISS
-                if stored is not MISS:
-                    await self._apromote(key, stored, index, noted)
-        self._counters.count_lookups(hits=len(found), misses=asked - len(found))
-        return found
-
-    async def aexists(self, key: str) -> bool:
-        """See exists()."""
-        validate_key(key)
-        for index, store in enumerate(self.stores):
-            if not await self._aowes(index, key) and await self._aattempt(index, store.aexists(key), False):
-                return True
-        return False
 
     def put(self, key: str, value: bytes, *, timeout_s: float | None = None) -> None:
         """
@@ -370,64 +306,6 @@ class TieredStore(ForkAware, Store):
         self._counters.misses.add_one()
         return MISS
 
-    async def _aread(self, index: int, key: str, read: Callable[[str], Awaitable[T | Missing]]) -> T | Missing:
-        if await self._aowes(index, key):
-            return MISS
-        try:
-            found = await read(key)
-        except StoreUnavailableError as error:
-            self._note_failure(index, error)
-            return MISS
-        self._note_answer(index)
-        return found
-
-    async def _afind(self, key: str, start: int, noted: int) -> StoredValue | Missing:
-        for index in range(start, len(self.stores)):
-            stored = await self._aread(index, key, self.stores[index].aget_with_expiry)
-            if stored is not MISS:
-                await self._apromote(key, stored, index, noted)
-                self._counters.hits.add_one()
-                return stored
-        self._counters.misses.add_one()
-        return MISS
-
-    async def _apromote(self, key: str, stored: StoredValue, below: int, noted: int | None) -> None:
-        if all(store.async_kind == "inline" for store in self.stores[:below]):
-            self._promote(key, stored, below, noted)
-        else:
-            await sync_to_async(self._promote, thread_sensitive=False)(key, stored, below, noted)
-
-    async def _aowes(self, index: int, key: str) -> bool:
-        if not self._debts[index].covers(key):
-            return False
-        return await sync_to_async(self._owes, thread_sensitive=False)(index, key)
-
-    async def _aattempt(self, index: int, asked: Awaitable[T], otherwise: T) -> T:
-        try:
-            answer = await asked
-        except StoreUnavailableError as error:
-            self._note_failure(index, error)
-            return otherwise
-        self._note_answer(index)
-        return answer
-
-    def _promote(self, key: str, stored: StoredValue, below: int, noted: int | None) -> None:
-        is_expired = stored.expires_in_s is not None and stored.expires_in_s <= 0
-        if below == 0 or is_expired or not self._wants_promotion(key, stored):
-            return
-        with self._versions.promoting(key, noted) as may_promote:
-            if not may_promote:
-                return
-            for index in range(below - 1, -1, -1):
-                try:
-                    self.stores[index].put(key, stored.value, timeout_s=stored.expires_in_s)
-                except StoreUnavailableError as error:
-                    self._note_failure(index, error)
-                except StoreError:
-                    continue  # Too large for that tier, which counts it. Its old value is gone.
-                else:
-                    self._debts[index].forget_keys((key,))
-
     def _decide(self, key: str, decide: Callable[[Store], T]) -> T:
         """Let the farthest tier decide, alone, and drop *key* from the others, whatever came of it."""
         validate_key(key)
@@ -446,18 +324,6 @@ class TieredStore(ForkAware, Store):
         self._note_answer(farthest)
         return result
 
-    def _drop(self, index: int, keys: Collection[str]) -> int | StoreUnavailableError:
-        """Drop *keys* from one tier and return how many were there; or the error, with the keys as debts."""
-        try:
-            dropped = self.stores[index].delete_many(keys)
-        except StoreUnavailableError as error:
-            self._debts[index].add_keys(keys)
-            self._note_failure(index, error)
-            return error
-        self._debts[index].forget_keys(keys)
-        self._note_answer(index)
-        return dropped
-
     def _drop_prefix(self, prefix: str, drop: Callable[[Store], int]) -> int:
         dropped = 0
         failed: list[StoreUnavailableError] = []
@@ -475,28 +341,6 @@ class TieredStore(ForkAware, Store):
             self._versions.raise_all()
         self._raise_first(failed)
         return dropped
-
-    def _owes(self, index: int, key: str) -> bool:
-        """Return whether the tier may hold what it should have dropped. Asks it to drop that now."""
-        debts = self._debts[index]
-        if not debts.covers(key):
-            return False
-        # Under the lock of the key, so that no debt of a writer is forgotten which this drop came too early for.
-        with self._versions.promoting(key, None) as may_settle:
-            if may_settle:
-                try:
-                    self._settle(self.stores[index], debts, key)
-                except StoreUnavailableError as error:
-                    self._note_failure(index, error)
-        return True
-
-    def _settle(self, store: Store, debts: Debts, key: str) -> None:
-        for owed in debts.prefixes():
-            if has_prefix(key, owed[0]):
-                store.invalidate_prefix(owed[0])
-                debts.forget_prefixes((owed,))
-        store.delete(key)
-        debts.forget_keys((key,))
 
     def _attempt(self, index: int, ask: Callable[[], T], otherwise: T) -> T:
         try:
@@ -528,20 +372,6 @@ class TieredStore(ForkAware, Store):
             except StoreUnavailableError as error:
                 self._note_failure(index, error)
 
-    def _note_failure(self, index: int, error: StoreUnavailableError) -> None:
-        self._failures[index].add_one()
-        if not self._is_down[index]:
-            self._is_down[index] = True
-            logger.warning("Tier %d (%s) is skipped while it fails: %s", index, self.stores[index].name, error)
-
-    def _note_answer(self, index: int) -> None:
-        if self._is_down[index]:
-            self._is_down[index] = False
-            logger.warning("Tier %d (%s) answers again.", index, self.stores[index].name)
-
     def _raise_first(self, failed: list[StoreUnavailableError]) -> None:
         if failed:
             raise failed[0]
-
-    def _tier_names(self) -> str:
-        return ", ".join(store.name for store in self.stores)
