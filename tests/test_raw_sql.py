@@ -59,7 +59,7 @@ SHAPES: dict[str, tuple[Build, Callable[[str], None]]] = {
         update_authors,
     ),
     "inside a function": (
-        lambda a, qs: qs.annotate(x=Coalesce(RawSQL("testapp_book.rating", (), FloatField(), tables=[]), 0.0)).order_by("pk"),
+        lambda a, qs: qs.order_by(Coalesce(RawSQL("testapp_book.rating", (), FloatField(), tables=[]), 0.0), "pk"),
         update_books,
     ),
 }  # fmt: skip
