@@ -27,7 +27,7 @@ from live_cache.plan import Plan
 from live_cache.sql import Statement, StatementKind, classify
 from live_cache.writes import guard
 from tests.machine.faults import Holds
-from tests.machine.machine import make_machine
+from tests.machine.machine import running_machine
 
 IS_DEEP = os.environ.get("LIVE_CACHE_DEEP") == "1"
 PROFILES = {
@@ -63,10 +63,9 @@ def holds(monkeypatch: pytest.MonkeyPatch) -> Holds:
 @pytest.mark.parametrize("cache_kind", ["process", "memory+redis"], indirect=True)
 def test_live_reads_equal_the_database(alias: str, cache_kind: str, holds: Holds, settings: Any) -> None:
     """The machine finds nothing, and a good part of what it read came from the cache."""
-    settings.LIVE_CACHE_LEASE_S = 0.2
-    machine = make_machine(alias, holds, is_shared=cache_kind != "process")
-    machine.counts.clear()
-    run_state_machine_as_test(machine, settings=PROFILE)
+    settings.LIVE_CACHE_LEASE_S = 0.02
+    with running_machine(alias, holds, is_shared=cache_kind != "process") as machine:
+        run_state_machine_as_test(machine, settings=PROFILE)
     assert machine.counts["hit"] > machine.counts["miss"] / 4, dict(machine.counts)
 
 
@@ -133,8 +132,10 @@ def test_the_machine_finds_what_is_broken(
 ) -> None:
     """Each of these bugs is found."""
     break_it(monkeypatch)
-    machine = make_machine("default", Holds(monkeypatch))
     bounded = settings(PROFILES["default"], max_examples=300, stateful_step_count=15, phases=[Phase.generate])
     bounded = settings(bounded, deadline=None, suppress_health_check=list(HealthCheck), report_multiple_bugs=False)
-    with pytest.raises(AssertionError, match="where the database says"):
+    with (
+        running_machine("default", Holds(monkeypatch)) as machine,
+        pytest.raises(AssertionError, match="where the database says"),
+    ):
         run_state_machine_as_test(machine, settings=bounded)

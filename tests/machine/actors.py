@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, TypeVar
 
+from django.core.exceptions import MultipleObjectsReturned
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, Error, IntegrityError, InterfaceError, connections, transaction
+from django.db.backends.signals import connection_created
 from django.db.models import ProtectedError, RestrictedError
 
+from live_cache.writes.transactions import state_of
 from tests.conftest import SecondConnection
+from tests.machine.queries import Built
 from tests.machine.writes import SkippedError
 
 __all__ = ["Actor"]
 
 T = TypeVar("T")
 
-# A wait for the other actor's lock would last for ever, since both are driven by one thread: give up at once.
-_PATIENCE = {
-    "sqlite": ["PRAGMA busy_timeout = 5"],
-    "postgresql": ["SET lock_timeout = '20ms'"],
+# A wait for the other actor's lock would last for ever, since both are driven by one thread: give up at once. And
+# nothing has to survive a power cut.
+_SESSION = {
+    "sqlite": ["PRAGMA busy_timeout = 1"],
+    "postgresql": ["SET lock_timeout = '2ms'", "SET synchronous_commit = off"],
     "mysql": ["SET innodb_lock_wait_timeout = 0", "SET lock_wait_timeout = 1"],
 }
 
@@ -40,8 +45,11 @@ class Actor:
         """An iterator that is not finished, so that a SQLite connection stays at its old snapshot."""
         self._stack: list[tuple[str, Any]] = []
         self._must_reconnect = False
+        self.built: Built = {}
+        """The querysets that it has built: it evaluates clones of them, as a project does that keeps a queryset."""
         self._thread = SecondConnection(alias)
         self.thread_id = self._thread.run(threading.get_ident)
+        connection_created.connect(self._prepare)
 
     @property
     def depth(self) -> int:
@@ -66,13 +74,15 @@ class Actor:
         """Call *function* there; roll back what the database refuses. Return whether it was done."""
         return self.call(self.do_attempt, function, *args)
 
+    def renew(self) -> None:
+        """Leave whatever is open and forget, for the next example. The connection stays, unless it is broken."""
+        self.built.clear()
+        self.call(self.do_renew)
+
     def close(self) -> None:
-        """Roll back and close."""
-        try:
-            self.call(self.do_close_cursor)
-            self.call(self.do_unwind, _RollBack())
-        finally:
-            self._thread.close()
+        """End the thread and its connection."""
+        connection_created.disconnect(self._prepare)
+        self._thread.close()
 
     # -- in the thread ------------------------------------------------------------------------------------------------
 
@@ -80,14 +90,23 @@ class Actor:
         connection = connections[self.alias]
         if connection.connection is None and not connection.in_atomic_block:
             connection.connect()
-            with connection.cursor() as cursor:
-                for sql in _PATIENCE[connection.vendor]:
+
+    def _prepare(self, connection: Any, **_: Any) -> None:
+        """Prepare a connection that was just opened: Django also opens one by itself when the last was closed."""
+        if connection.alias == self.alias and threading.get_ident() == self.thread_id:
+            with closing(connection.connection.cursor()) as cursor:
+                for sql in _SESSION[connection.vendor]:
                     cursor.execute(sql)
+
+    def do_renew(self) -> None:
+        self.do_close_cursor()
+        self.do_unwind(_RollBack())
+        state_of(connections[self.alias]).reset()
 
     def do_attempt(self, function: Callable[..., object], *args: Any) -> bool:
         try:
             function(*args)
-        except (SkippedError, ProtectedError, RestrictedError):
+        except (SkippedError, ProtectedError, RestrictedError, MultipleObjectsReturned):
             return False
         except IntegrityError as error:
             self.do_unwind(error, levels=1)

@@ -11,10 +11,11 @@ import pytest
 from live_cache import reader
 from live_cache.assembly import close_all, get_assembly
 from live_cache.exceptions import LedgerUnavailableError
+from live_cache.ledger.base import TABLE_SLOT, Dependency
 from live_cache.stores.base import MISS
 from live_cache.writes.transactions import ConnectionState
 
-__all__ = ["FickleLedger", "Holds", "corrupt_entries", "restart_process", "swap_entries"]
+__all__ = ["FickleLedger", "Holds", "corrupt_entries", "reap_everything", "restart_process", "swap_entries"]
 
 _METHODS = ("_read", "_declare", "_tick", "_retract", "_reap", "_run", "expired")
 
@@ -128,6 +129,15 @@ def swap_entries() -> None:
         values = [value for value in found.values() if value is not MISS]
         for key, value in zip(found, values[1:] + values[:1], strict=False):
             store.put(key, value)
+
+
+def reap_everything() -> None:
+    """Reap every intent, as time would: between two examples nobody writes."""
+    ledger = get_assembly().ledger
+    for clock in ledger.clocks():
+        if clock.intent_count:
+            (reading,) = ledger.read([Dependency(clock.clock, (TABLE_SLOT,))])
+            ledger.reap(clock.clock, {intent.id for intent in reading.intents})
 
 
 def restart_process() -> None:

@@ -35,7 +35,7 @@ from hypothesis import strategies as st
 from live_cache import live
 from tests.testapp import models as shop
 
-__all__ = ["POOLS", "Outcome", "Spec", "read", "resolve", "specs"]
+__all__ = ["POOLS", "Built", "Outcome", "Spec", "read", "resolve", "specs"]
 
 Outcome = tuple[str, Any]
 
@@ -166,6 +166,10 @@ class Spec:
     """Whether live() is called before the steps, or after them."""
 
 
+Built = dict[tuple[Spec, bool], Any]
+"""Querysets by what they are, and whether they are live."""
+
+
 # -- strategies -------------------------------------------------------------------------------------------------------
 
 
@@ -265,10 +269,18 @@ def resolve(spec: Spec, alias: str) -> Spec:
     return replace(spec, end=(spec.end[0], keys[spec.end[1] % len(keys)] if keys else 0))
 
 
-def read(spec: Spec, alias: str, *, is_live: bool) -> Outcome:
-    """Return what the queryset yields on this thread's connection, with Python types, or the error that it raises."""
+def read(spec: Spec, alias: str, *, is_live: bool, built: Built) -> Outcome:
+    """
+    Return what the queryset yields on this thread's connection, with Python types, or the error that it raises.
+
+    Args:
+        built: Where the queryset is taken from, and kept. Building it costs more than reading it.
+    """
+    queryset = built.get((spec, is_live))
+    if queryset is None:
+        queryset = built[spec, is_live] = _build(spec, alias, is_live=is_live)
     try:
-        return _evaluate(spec, _build(spec, alias, is_live=is_live))
+        return _evaluate(spec, queryset.all())
     except (ObjectDoesNotExist, MultipleObjectsReturned, TransactionManagementError) as error:
         return "raises", type(error).__name__
 
