@@ -327,8 +327,8 @@ def test_what_was_flushed_survives_kill_9(tmp_path: Path) -> None:
 
 @pytest.fixture
 def connection(private_redis: Any) -> Iterator[RedisConnection]:
-    """A connection with the patience that settings give by default, and pauses that no test outlives."""
-    made = RedisConnection(private_redis.url, timeout_s=1.0, read_timeout_s=0.04, retry_pause_s=1000)
+    """A connection with more patience than the defaults, as tests on a busy machine need; pauses no test outlives."""
+    made = RedisConnection(private_redis.url, timeout_s=2.0, read_timeout_s=0.3, retry_pause_s=1000)
     yield made
     made.close()
 
@@ -342,7 +342,7 @@ def let_probe(connection: RedisConnection) -> None:
 
 @pytest.mark.parametrize("how", ["frozen", "killed"])
 def test_a_dead_redis_costs_one_wait(private_redis: Any, connection: RedisConnection, how: str) -> None:
-    """The first read waits 40 ms, a thousand more do not try; one probes after the pause; then all is as before."""
+    """The first read waits, a thousand more do not try; one probes after the pause; then all is as before."""
     near = MemoryStore()
     far = RedisStore(connection)
     tiers = TieredStore([near, far])
@@ -354,11 +354,11 @@ def test_a_dead_redis_costs_one_wait(private_redis: Any, connection: RedisConnec
     started_s = time.monotonic()
     assert tiers.get("key") is MISS
     first_s = time.monotonic() - started_s
-    assert first_s < 0.9  # 0.04 on an idle machine; the patience of writers would be 1.0.
+    assert first_s < 1.9  # 0.3 on an idle machine; the patience of the ledger's changes would be 2.0.
     started_s = time.monotonic()
     for _ in range(1000):
         assert tiers.get("key") is MISS
-    assert time.monotonic() - started_s < 5  # Waits of 40 ms would add up to 40 s.
+    assert time.monotonic() - started_s < 5  # Waits of 0.3 s would add up to 300 s.
     tiers.put("key", b"2")
     assert tiers.get("key") == b"2"
     metrics = tiers.tier_metrics()["redis"]
@@ -417,7 +417,7 @@ def test_a_frozen_ledger_costs_one_wait(private_redis: Any, connection: RedisCon
     started_s = time.monotonic()
     for _ in range(5):
         assert ledger.tick({dependency.clock: {5}}) is False
-    assert time.monotonic() - started_s < 4
+    assert time.monotonic() - started_s < 8  # Five waits would be 10.
     assert ledger.undelivered_count == 5
     private_redis.thaw()
     let_probe(connection)
@@ -453,7 +453,7 @@ def test_a_commit_over_a_frozen_redis(
     settings.LIVE_CACHE_ON_LEDGER_LOSS = loss
     settings.LIVE_CACHE_LEASE_S = 1.0  # The first declaration may arrive after all, late, and hold the table so long.
     settings.CACHES = caches_of("memory+redis", tmp_path, private_redis.url)
-    settings.CACHES["default"]["OPTIONS"] = {"SOCKET_TIMEOUT_S": 1.0, "RETRY_PAUSE_S": 1000}
+    settings.CACHES["default"]["OPTIONS"] = {"SOCKET_TIMEOUT_S": 1.0, "READ_TIMEOUT_S": 0.3, "RETRY_PAUSE_S": 1000}
     book = Book.objects.create(title="old", author=Author.objects.create(name="Ann"))
     wait_for_hits(titles)
     connection = get_assembly("default").tiers[1].connection  # type: ignore[attr-defined]  # it is a RedisStore
@@ -602,7 +602,7 @@ def test_a_full_server_refuses_and_is_there(private_redis: Any, connection: Redi
 def test_what_a_dead_redis_did_not_hear_never_comes_back(private_redis: Any) -> None:
     """A plain value that could not be replaced or dropped is gone, not old, when the server is back."""
     # Patience for late answers that is over before the server goes on.
-    connection = RedisConnection(private_redis.url, timeout_s=0.2, read_timeout_s=0.04, retry_pause_s=1000)
+    connection = RedisConnection(private_redis.url, timeout_s=0.8, read_timeout_s=0.4, retry_pause_s=1000)
     store = RedisStore(connection)
     every = ["put", "expired", "deleted", "swept/1", "untouched", "summed", "swapped", "listed"]
     store.put_many(dict.fromkeys(every, b"1"))
