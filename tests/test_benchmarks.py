@@ -51,6 +51,14 @@ def _end(program: str, *arguments: str, **environment: str) -> tuple[Any, int]:
     return json.loads(ended.stdout), ended.returncode
 
 
+def _break_freshness(directory: Path) -> str:
+    """Return a PYTHONPATH with which every entry is taken for fresh."""
+    (directory / "sitecustomize.py").write_text(
+        "import live_cache.ledger.clocks as clocks\nclocks.is_fresh = lambda *arguments: True\n"
+    )
+    return os.pathsep.join([str(directory), str(ROOT)])
+
+
 @pytest.mark.parametrize("mode", [[], ["--atomic"]], ids=["autocommit", "atomic"])
 def test_bursts(mode: list[str]) -> None:
     """A few bursts on SQLite: every one is counted, readers have hits, and nothing is stale."""
@@ -75,10 +83,7 @@ def test_a_cache_that_takes_every_entry_for_fresh_is_found_out(
     program: str, arguments: list[str], tmp_path: Path
 ) -> None:
     """With a broken rule of freshness both programs count stale reads and end with status 1: they can fail."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import live_cache.ledger.clocks as clocks\nclocks.is_fresh = lambda *arguments: True\n"
-    )
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    path = _break_freshness(tmp_path)
     (ours,) = _run(program, *arguments, "--location", "memory+disk", status=1, PYTHONPATH=path)
     assert ours["stale_reads"] > 0
     assert (ours["stale_bursts"] if program == "bursts" else ours["wrong_keys"]) > 0
@@ -105,13 +110,10 @@ def test_efficiency(workload: str) -> None:
 
 def test_a_stale_read_is_counted_by_efficiency(tmp_path: Path) -> None:
     """With a broken rule of freshness reads differ from the database, and the status is 1."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import live_cache.ledger.base as base\nbase.is_fresh = lambda *arguments: True\n"
-    )
     [found] = _run(
         *("efficiency", "--workload", "shop", "--operations", "400", "--location", "memory+disk"),
         status=1,
-        PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]),
+        PYTHONPATH=_break_freshness(tmp_path),
     )
     ours, plain = found["systems"]
     assert ours["stale"] > 0
@@ -122,7 +124,7 @@ def test_a_stale_read_is_counted_by_efficiency(tmp_path: Path) -> None:
 def test_saves() -> None:
     """One round: every write is timed on both tables, plain Django runs alone, and --check looks at save()."""
     found, status = _end("saves", "--rounds", "1", "--location", "memory+disk", "--check", "--profile")
-    for key in ("medians_us", "ratios", "statements"):
+    for key in ("medians_us", "ratios", "cpu_us", "statements"):
         assert len(found[key]) == 14
         assert all(one["live_cache"] > 0 and one["database"] > 0 for one in found[key])
     statements = {(one["operation"], one["table"]): one["database"] for one in found["statements"]}
