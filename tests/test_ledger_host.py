@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from live_cache.exceptions import ConfigurationError, LedgerUnavailableError
-from live_cache.ledger import host, host_files
+from live_cache.ledger import host, host_clock, host_files
 from live_cache.ledger.clocks import NEWBORN, Dependency, Reading, is_fresh, take_stamps
 from live_cache.ledger.host import HostLedger
 from live_cache.testing.ledgers import CLOCK, LedgerSuite
@@ -104,13 +104,13 @@ def truncate(path: Path) -> None:
 
 def replace_by_noise(path: Path) -> None:
     copy = path.with_suffix(".copy")
-    copy.write_bytes(secrets.token_bytes(host.FILE_BYTES))
+    copy.write_bytes(secrets.token_bytes(host_clock.FILE_BYTES))
     os.replace(copy, path)
 
 
 def replace_by_other_boot(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    content[host.BOOT_ID] = secrets.token_bytes(16)
+    content[host_clock.BOOT_ID] = secrets.token_bytes(16)
     copy = path.with_suffix(".copy")
     copy.write_bytes(content)
     os.replace(copy, path)
@@ -154,12 +154,14 @@ def test_boot_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_files_are_private(ledger: HostLedger) -> None:
-    """Nobody else may read or write the ledger, and it takes its full room on the disk at once."""
+    """Nobody else may read or write the ledger, and what every clock needs has its room on the disk at once."""
     read(ledger)
     assert stat.S_IMODE(ledger.directory.stat().st_mode) == 0o700
     for path in ledger.directory.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert clock_file(ledger).stat().st_blocks * 512 >= host.FILE_BYTES
+    info = clock_file(ledger).stat()
+    assert host_clock.HEAD_BYTES <= info.st_blocks * 512 < 2 * host_clock.HEAD_BYTES
+    assert info.st_size == host_clock.FILE_BYTES
 
 
 def test_no_boot_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +308,7 @@ def test_writer_that_dies_between_two_stores(ledger: HostLedger, stores: int, st
     victim = HostLedger(ledger.directory, lease_s=1000)
     read(victim)
     if step == "repair":
-        victim._maps[CLOCK].words[host.COUNTER] += 1
+        victim._maps[CLOCK].words[host_clock.COUNTER] += 1
     victim._maps[CLOCK].words = KillingWords(victim._maps[CLOCK].words, stores)  # type: ignore[assignment]  # dies
     died = False
     try:
@@ -318,7 +320,7 @@ def test_writer_that_dies_between_two_stores(ledger: HostLedger, stores: int, st
             victim.tick({CLOCK: {5, 6}}, intent_id=intent_id)
     except Killed:
         died = True
-    assert died == (stores < {"tick": 6, "declare": 3, "reap": 6, "repair": 9}[step])
+    assert died == (stores < {"tick": 6, "declare": 3, "reap": 6, "repair": 10}[step])
     # The dead process tells nobody; the next reader is on its own.
     for look in (ledger, HostLedger(ledger.directory, lease_s=1000)):
         reading = read(look)

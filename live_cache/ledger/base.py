@@ -10,10 +10,11 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from live_cache.exceptions import ConfigurationError, LedgerUnavailableError, StoreUnavailableError
 from live_cache.ledger.clocks import (
+    LOG_BYTES,
     MAX_RECORD_BYTES,
     ROWS_SLOT,
     TABLE_SLOT,
@@ -45,6 +46,8 @@ class Ledger(ABC):
     """Short name for metrics and messages: process, host, redis."""
     is_shared_by_processes: bool
     is_shared_by_hosts: bool
+    intent_record_bytes: ClassVar[int] = MAX_RECORD_BYTES
+    """The longest record that an intent carries."""
     is_silent = False
     """Whether the last live read got no answer: readers log the beginning and the end of an outage, not each read."""
 
@@ -94,7 +97,15 @@ class Ledger(ABC):
         """
         Return the records of the ticks *after* < seq <= *until*, in order; b"" for a tick that had none.
 
-        None if the clock has another epoch or keeps some of them no longer.
+        A tick that had none has not touched ROWS_SLOT, or has touched the whole table.
+
+        Args:
+            epoch: Of a reading of the clock.
+            until: The seq of that reading, or less.
+
+        Returns:
+            None if the clock keeps some of them no longer, or has another epoch by now. A record never changes within
+            its epoch, so a ledger may answer from a copy.
         """
 
     def declare(
@@ -114,7 +125,18 @@ class Ledger(ABC):
         """
         self.deliver()
         intent_id = uuid.uuid4().hex
-        self._declare(_frozen(changes), intent_id, fence, records or {})
+        declared: dict[str, frozenset[int]] = {}
+        told: dict[str, bytes] = {}
+        for clock, slots in changes.items():
+            record = (records or {}).get(clock, b"")
+            if len(record) > self.intent_record_bytes:
+                record = b""
+            if record:
+                told[clock] = record
+            # Whoever reaps it has nothing but the intent to tell the log from.
+            is_untold = ROWS_SLOT in slots and not record
+            declared[clock] = frozenset((TABLE_SLOT,)) if is_untold else frozenset(slots)
+        self._declare(declared, intent_id, fence, told)
         return intent_id
 
     def tick(
@@ -141,7 +163,8 @@ class Ledger(ABC):
         Raises:
             ValueError: A record is too long, or one is missing.
         """
-        tick = _Tick(_frozen(changes), intent_id, dict(records or {}))
+        frozen = {clock: frozenset(slots) for clock, slots in changes.items()}
+        tick = _Tick(frozen, intent_id, dict(records or {}))
         for clock, slots in tick.changes.items():
             record = tick.records.get(clock, b"")
             if len(record) > MAX_RECORD_BYTES or (ROWS_SLOT in slots and TABLE_SLOT not in slots and not record):
@@ -226,7 +249,8 @@ class Ledger(ABC):
         """Keep a tick that may not have arrived. Many are merged into one; their intents are left to their lease."""
         with self._undelivered_lock:
             self._undelivered.append(tick)
-            if len(self._undelivered) > MAX_UNDELIVERED:
+            kept_bytes = sum(len(record) for kept in self._undelivered for record in kept.records.values())
+            if len(self._undelivered) > MAX_UNDELIVERED or kept_bytes > LOG_BYTES:
                 merged: dict[str, frozenset[int]] = {}
                 for kept in self._undelivered:
                     for clock, slots in kept.changes.items():
@@ -276,10 +300,6 @@ class _Tick:
     changes: Mapping[str, frozenset[int]]
     intent_id: str | None
     records: Mapping[str, bytes]
-
-
-def _frozen(changes: Mapping[str, Collection[int]]) -> dict[str, frozenset[int]]:
-    return {clock: frozenset(slots) for clock, slots in changes.items()}
 
 
 _ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()

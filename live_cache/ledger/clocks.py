@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 __all__ = [
+    "LOG_BYTES",
     "LOG_LENGTH",
     "MAX_RECORD_BYTES",
     "NEWBORN",
@@ -46,6 +47,8 @@ ROWS_SLOT: Final = 1
 """Ticked by a change of known rows. The record of that tick, in the log of the clock, says which."""
 LOG_LENGTH: Final = 4096
 """Ticks whose records a clock keeps. An entry with an older stamp is stale as soon as any row was changed since."""
+LOG_BYTES: Final = 2 * 1024 * 1024
+"""Bytes of records that a clock keeps at most."""
 MAX_RECORD_BYTES: Final = 32 * 1024
 """The longest record. What needs more is a change of the whole table."""
 NEWBORN: Final = "newborn"
@@ -80,7 +83,7 @@ class Intent:
     fence: str
     """Names the writer's transaction, for ledger.fences; empty if the database cannot be asked."""
     record: bytes = b""
-    """What will stand in the log, if the slots have ROWS_SLOT; else empty."""
+    """What will stand in the log. Never empty if the slots have ROWS_SLOT and not TABLE_SLOT."""
 
     def touches(self, slots: Iterable[int]) -> bool:
         """Return whether a result with these *slots* could be changed by it."""

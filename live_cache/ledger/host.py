@@ -14,7 +14,6 @@ import mmap
 import os
 import platform
 import stat
-import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,94 +22,32 @@ from typing import Final
 
 from live_cache.exceptions import LedgerUnavailableError
 from live_cache.ledger.base import Ledger
-from live_cache.ledger.clocks import NEWBORN, SLOT_COUNT, TABLE_SLOT, ClockInfo, Dependency, Intent, Reading
+from live_cache.ledger.clocks import NEWBORN, ROWS_SLOT, TABLE_SLOT, ClockInfo, Dependency, Intent, Reading
+from live_cache.ledger.host_clock import (
+    BOOT_ID,
+    FILE_BYTES,
+    INTENT_COUNT,
+    INTENT_RECORD_BYTES,
+    MAGIC,
+    NEWBORN_ID,
+    NEWBORN_RECORD,
+    SEQ,
+    ClockMap,
+    PackedIntent,
+    name_bytes,
+    name_in,
+    new_head,
+)
 from live_cache.ledger.host_files import DirectoryLock, boot_id
 
 __all__ = ["HostLedger"]
 
-# The file, in words of 8 bytes of this machine: magic with version, seqlock counter, epoch (2), seq, boot id (2),
-# bitmap of open intents (2), length of the name; the name from byte 512; intents from 4,096; slots behind them.
-MAGIC: Final = b"LIVECLK1"
-COUNTER, SEQ, BITMAP = 1, 4, 7
-EPOCH: Final = slice(16, 32)
-BOOT_ID: Final = slice(40, 56)
-NAME_LENGTH: Final = slice(72, 80)
-NAME_START, NAME_MAX_BYTES = 512, 2048
-INTENTS_START: Final = 4096
-INTENT_COUNT: Final = 128
-INTENT: Final = struct.Struct("=16sQHH32s64s4x")
-"""Id, deadline in ns, number of slots (0: the table), bytes of the fence, slots, fence."""
-INTENT_MAX_SLOTS: Final = 16
-SLOTS_START: Final = INTENTS_START + INTENT_COUNT * INTENT.size
-SLOTS_WORD: Final = SLOTS_START // 8
-FILE_BYTES: Final = SLOTS_START + SLOT_COUNT * 8
-NEWBORN_ID: Final = bytes(16)
-NEWBORN_RECORD: Final = 0
-"""Record of the newborn hold, so that there is always room for it."""
 LOCK_FREE_TRIES: Final = 4
 HAS_ORDERED_STORES: Final = platform.machine().lower() in {"x86_64", "amd64"}
 SUFFIX: Final = ".clock"
 
 # Counts on while the machine sleeps, where the system has such a clock.
 LEASE_CLOCK: Final[int] = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", 0))
-
-
-class _Map:
-    """One clock file mapped into this process. A file never changes its epoch: a new epoch is a new file."""
-
-    __slots__ = ("epoch", "file_id", "memory", "words")
-
-    def __init__(self, memory: mmap.mmap, file_id: tuple[int, int, int]) -> None:
-        self.memory = memory
-        self.words = memoryview(memory).cast("Q")
-        self.epoch = bytes(memory[EPOCH])
-        self.file_id = file_id
-
-    def open_records(self) -> list[int]:
-        """Return the numbers of the records that hold an open intent."""
-        low, high = self.words[BITMAP], self.words[BITMAP + 1]
-        return [n for n in range(INTENT_COUNT) if (low >> n if n < 64 else high >> (n - 64)) & 1]
-
-    def record(self, number: int) -> bytes:
-        start = INTENTS_START + number * INTENT.size
-        return self.memory[start : start + INTENT.size]
-
-    def find(self, intent_id: bytes) -> int | None:
-        return next((n for n in self.open_records() if self.record(n).startswith(intent_id)), None)
-
-    def set_open(self, number: int, *, is_open: bool) -> None:
-        """Make a record count, or not, by one store."""
-        word, bit = BITMAP + number // 64, 1 << (number % 64)
-        self.words[word] = self.words[word] | bit if is_open else self.words[word] & ~bit
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """
-        Show readers that the file changes. Needs the lock.
-
-        An exception leaves the counter odd, as a killed process does: what was half done is for the repair.
-        """
-        counter = self.words[COUNTER]
-        self.words[COUNTER] = counter + 1
-        yield
-        self.words[COUNTER] = counter + 2
-
-    def repair(self) -> None:
-        """Make good what a writer left half done when it died. Needs the lock."""
-        counter = self.words[COUNTER]
-        if counter & 1:
-            # Some slots may carry a seq that the clock has not reached, and others may be missing: tick the table.
-            seq = max(self.words[SEQ], *self.words[SLOTS_WORD : SLOTS_WORD + SLOT_COUNT]) + 1
-            self.words[SLOTS_WORD + TABLE_SLOT] = seq
-            self.words[SEQ] = seq
-            self.words[COUNTER] = counter + 1
-
-    def tick(self, slots: Iterable[int]) -> None:
-        """Tick inside writing(). Slots come first: a seq without its slots could make an old entry fresh."""
-        seq = self.words[SEQ] + 1
-        for slot in slots:
-            self.words[SLOTS_WORD + slot] = seq
-        self.words[SEQ] = seq
 
 
 class HostLedger(Ledger):
@@ -132,14 +69,44 @@ class HostLedger(Ledger):
     name = "host"
     is_shared_by_processes = True
     is_shared_by_hosts = False
+    intent_record_bytes = INTENT_RECORD_BYTES
 
     def __init__(self, directory: Path | str, *, lease_s: float) -> None:
         self.directory = Path(os.path.abspath(directory))
         self._boot_id = boot_id()
         self._lock = DirectoryLock(self.directory)
-        self._maps: dict[str, _Map] = {}
+        self._maps: dict[str, ClockMap] = {}
         self._paths: dict[str, str] = {}
         super().__init__(lease_s=lease_s)
+
+    def is_watched(self, clocks: Iterable[str]) -> bool:
+        """See Ledger.is_watched()."""
+        for clock in clocks:
+            try:
+                os.stat(self._path(clock), follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                pass
+            return True
+        return False
+
+    def log(self, clock: str, epoch: bytes, after: int, until: int) -> list[bytes] | None:
+        """See Ledger.log()."""
+        if HAS_ORDERED_STORES:
+            with self._translating():
+                found = self._map(clock)
+            if found is None or found.epoch != epoch:
+                return None
+            for _ in range(LOCK_FREE_TRIES):
+                copied = found.look_at_log(after, until)
+                if copied is not None:
+                    return copied[0]
+        with self._written(clock) as found:
+            if found is None or found.epoch != epoch:
+                return None
+            copied = found.look_at_log(after, until)
+        return None if copied is None else copied[0]
 
     def expired(self, clock: str) -> list[Intent]:
         """See Ledger.expired()."""
@@ -147,8 +114,8 @@ class HostLedger(Ledger):
             if found is None:
                 return []
             now_ns = _now_ns()
-            records = [found.record(number) for number in found.open_records()]
-        return [_intent(record) for record in records if INTENT.unpack(record)[1] <= now_ns]
+            intents = [found.intent(number) for number in found.open_intents()]
+        return [intent.unpack() for intent in intents if intent.is_expired(now_ns)]
 
     def reset(self, clocks: Iterable[str] | None = None) -> int:
         """See Ledger.reset(). Open intents are dropped; the newborn hold stands for them."""
@@ -170,8 +137,8 @@ class HostLedger(Ledger):
             for path in sorted(self.directory.glob("*" + SUFFIX)):
                 found = self._open(str(path), None)
                 if found is not None:
-                    name = _name_in(found.memory).decode("utf-8", "surrogatepass")
-                    infos.append(ClockInfo(name, found.epoch, found.words[SEQ], len(found.open_records())))
+                    name = name_in(found.memory).decode("utf-8", "surrogatepass")
+                    infos.append(ClockInfo(name, found.epoch, found.words[SEQ], len(found.open_intents())))
         return sorted(infos, key=lambda info: info.clock)
 
     def close(self) -> None:
@@ -193,7 +160,7 @@ class HostLedger(Ledger):
                     found = self._map(clock)
                 if found is not None:
                     for _ in range(LOCK_FREE_TRIES):
-                        reading = _look(found, dependency)
+                        reading = found.look(dependency)
                         if reading is not None:
                             break
             readings.append(reading or self._read_locked(dependency))
@@ -201,18 +168,10 @@ class HostLedger(Ledger):
 
     def _read_locked(self, dependency: Dependency) -> Reading:
         with self._written(dependency.clock) as found:
-            reading = _look(found or self._create(dependency.clock), dependency)
+            reading = (found or self._create(dependency.clock)).look(dependency)
         if reading is None:
             raise LedgerUnavailableError(f"The ledger file of {dependency.clock!r} changed under its lock.")
         return reading
-
-    def is_watched(self, clocks: Iterable[str]) -> bool:
-        """See Ledger.is_watched()."""
-        return True
-
-    def log(self, clock: str, epoch: bytes, after: int, until: int) -> list[bytes] | None:
-        """See Ledger.log()."""
-        return None
 
     def _declare(
         self, changes: Mapping[str, frozenset[int]], intent_id: str, fence: str, records: Mapping[str, bytes]
@@ -222,17 +181,19 @@ class HostLedger(Ledger):
             with self._written(clock) as found:
                 if found is None or not slots:
                     continue
-                taken = {NEWBORN_RECORD, *found.open_records()}
+                taken = {NEWBORN_RECORD, *found.open_intents()}
                 number = next((n for n in range(INTENT_COUNT) if n not in taken), None)
                 if number is None:
                     # As if the clock had been lost just after this intent was recorded: new epoch, table-wide hold.
                     self._create(clock, intents_of=found)
                     continue
-                record = _record(bytes.fromhex(intent_id), slots, raw_fence, self._deadline_ns())
-                start = INTENTS_START + number * INTENT.size
+                record = records.get(clock, b"")
+                if record and not found.room_for_intent(number):
+                    slots, record = _widened(slots), b""
+                raw_id = bytes.fromhex(intent_id)
+                intent = PackedIntent.pack(raw_id, slots, raw_fence, self._deadline_ns(), record)
                 with found.writing():
-                    found.memory[start : start + INTENT.size] = record
-                    found.set_open(number, is_open=True)
+                    found.open(number, intent)
 
     def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]) -> None:
         raw_id = None if intent_id is None else bytes.fromhex(intent_id)
@@ -241,13 +202,8 @@ class HostLedger(Ledger):
                 if found is None:
                     continue
                 number = None if raw_id is None else found.find(raw_id)
-                if not slots and number is None:
-                    continue
-                with found.writing():
-                    if slots:
-                        found.tick(slots)
-                    if number is not None:
-                        found.set_open(number, is_open=False)
+                if slots or number is not None:
+                    self._change(found, slots, records.get(clock, b""), number)
 
     def _retract(self, clocks: tuple[str, ...], intent_id: str) -> None:
         self._tick({clock: frozenset() for clock in clocks}, intent_id, {})
@@ -260,12 +216,21 @@ class HostLedger(Ledger):
             for raw_id in raw_ids:
                 number = found.find(raw_id)
                 if number is not None:
-                    with found.writing():
-                        found.tick(_intent(found.record(number)).slots)
-                        found.set_open(number, is_open=False)
+                    intent = found.intent(number).unpack()
+                    self._change(found, intent.slots, intent.record, number)
+
+    def _change(self, found: ClockMap, slots: frozenset[int], record: bytes, number: int | None) -> None:
+        """Tick, if there are slots, and close an intent, if one is given, in one step. Needs the lock."""
+        if record and slots and not found.room_for_tick(record):
+            slots, record = _widened(slots), b""
+        with found.writing():
+            if slots:
+                found.tick(slots, record)
+            if number is not None:
+                found.close(number)
 
     @contextmanager
-    def _written(self, clock: str) -> Iterator[_Map | None]:
+    def _written(self, clock: str) -> Iterator[ClockMap | None]:
         """Hold the lock, and give the file of *clock* as it is now, repaired, or None if the clock does not exist."""
         with self._translating(), self._lock:
             found = self._map(clock)
@@ -290,7 +255,7 @@ class HostLedger(Ledger):
             path = self._paths[clock] = str(self.directory / (digest + SUFFIX))
         return path
 
-    def _map(self, clock: str) -> _Map | None:
+    def _map(self, clock: str) -> ClockMap | None:
         """
         Return the file that is at the path of *clock* at this moment.
 
@@ -313,7 +278,7 @@ class HostLedger(Ledger):
             self._maps[clock] = found
         return found
 
-    def _open(self, path: str, clock: str | None) -> _Map | None:
+    def _open(self, path: str, clock: str | None) -> ClockMap | None:
         """Map the file at *path*; None if it is none of this version, this boot and this clock."""
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -332,29 +297,16 @@ class HostLedger(Ledger):
             os.close(descriptor)
         if memory[:8] != MAGIC or memory[BOOT_ID] != self._boot_id:
             return None
-        if clock is not None and _name_in(memory) != _name_bytes(clock):
+        if clock is not None and name_in(memory) != name_bytes(clock):
             return None
-        return _Map(memory, (info.st_dev, info.st_ino, info.st_size))
+        return ClockMap(memory, path, (info.st_dev, info.st_ino, info.st_size))
 
-    def _create(self, clock: str, *, intents_of: _Map | None = None) -> _Map:
+    def _create(self, clock: str, *, intents_of: ClockMap | None = None) -> ClockMap:
         """Put a new clock in the place of whatever is there: new epoch, newborn hold. Needs the lock."""
-        content = bytearray(FILE_BYTES)
-        name = _name_bytes(clock)
-        content[:8] = MAGIC
-        content[EPOCH] = os.urandom(16)
-        content[BOOT_ID] = self._boot_id
-        content[NAME_LENGTH] = len(name).to_bytes(8, "little")
-        content[NAME_START : NAME_START + len(name)] = name
-        if intents_of is not None:
-            content[INTENTS_START:SLOTS_START] = intents_of.memory[INTENTS_START:SLOTS_START]
-            content[BITMAP * 8 : BITMAP * 8 + 16] = intents_of.memory[BITMAP * 8 : BITMAP * 8 + 16]
-        hold = _record(NEWBORN_ID, frozenset((TABLE_SLOT,)), b"", self._deadline_ns())
-        start = INTENTS_START + NEWBORN_RECORD * INTENT.size
-        content[start : start + INTENT.size] = hold
-        words = memoryview(content).cast("Q")
-        words[BITMAP] |= 1 << NEWBORN_RECORD
+        hold = PackedIntent.pack(NEWBORN_ID, frozenset((TABLE_SLOT,)), b"", self._deadline_ns())
         path = self._path(clock)
-        self._lock.replace_file(path, content)
+        head = new_head(clock, boot_id=self._boot_id, hold=hold, intents_of=intents_of)
+        self._lock.replace_file(path, head, size_bytes=FILE_BYTES)
         self._maps.pop(clock, None)
         found = self._map(clock)
         if found is None:
@@ -365,45 +317,9 @@ class HostLedger(Ledger):
         return _now_ns() + int(self.lease_s * 1e9)
 
 
-def _look(found: _Map, dependency: Dependency) -> Reading | None:
-    """Return one atomic look at the clock, or None if a writer was at work."""
-    words = found.words
-    counter = words[COUNTER]
-    if counter & 1:
-        return None
-    seq = words[SEQ]
-    slots = tuple([words[SLOTS_WORD + slot] for slot in dependency.slots])
-    has_intents = words[BITMAP] or words[BITMAP + 1]
-    records = [found.record(number) for number in found.open_records()] if has_intents else ()
-    if words[COUNTER] != counter:
-        return None
-    return Reading(dependency.clock, found.epoch, seq, slots, tuple([_intent(record) for record in records]))
-
-
-def _record(raw_id: bytes, slots: frozenset[int], fence: bytes, deadline_ns: int) -> bytes:
-    """Return the bytes of an intent. What does not fit is made wider: many slots become the table."""
-    if TABLE_SLOT in slots or len(slots) > INTENT_MAX_SLOTS:
-        slots = frozenset()
-    if len(fence) > 64:
-        fence = b""  # A cut name could be the name of another transaction; without one the database is not asked.
-    raw_slots = struct.pack(f"={len(slots)}H", *slots)
-    return INTENT.pack(raw_id, deadline_ns, len(slots), len(fence), raw_slots, fence)
-
-
-def _intent(record: bytes) -> Intent:
-    raw_id, _, slot_count, fence_length, raw_slots, fence = INTENT.unpack(record)
-    slots = struct.unpack_from(f"={slot_count}H", raw_slots) if slot_count else (TABLE_SLOT,)
-    name = NEWBORN if raw_id == NEWBORN_ID else raw_id.hex()
-    return Intent(name, frozenset(slots), fence[:fence_length].decode())
-
-
-def _name_bytes(clock: str) -> bytes:
-    return clock.encode("utf-8", "surrogatepass")[:NAME_MAX_BYTES]
-
-
-def _name_in(memory: mmap.mmap) -> bytes:
-    length = min(int.from_bytes(memory[NAME_LENGTH], "little"), NAME_MAX_BYTES)
-    return memory[NAME_START : NAME_START + length]
+def _widened(slots: frozenset[int]) -> frozenset[int]:
+    """Return the slots of a change whose record the disk has no room for."""
+    return slots - {ROWS_SLOT} | {TABLE_SLOT} if ROWS_SLOT in slots else slots
 
 
 def _now_ns() -> int:

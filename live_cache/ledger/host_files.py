@@ -142,9 +142,13 @@ class DirectoryLock:
                 "Remove it, or give each user a ledger directory of its own."
             )
 
-    def replace_file(self, path: str, content: bytes | bytearray) -> None:
-        """Put a file with *content* at *path*, at once. Needs the lock. Every byte is written: a hole in a mapped file
-        kills the process when the disk is full."""
+    def replace_file(self, path: str, content: bytes | bytearray, *, size_bytes: int) -> None:
+        """
+        Put a file that begins with *content* at *path*, at once. Needs the lock.
+
+        What lies between the content and *size_bytes* is a hole. It must get room before a mapping of it is touched: a
+        hole in a mapped file kills the process when the disk is full.
+        """
         for orphan in self._directory.glob("*" + TEMPORARY_SUFFIX):
             orphan.unlink(missing_ok=True)
         temporary = f"{path}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
@@ -155,6 +159,7 @@ class DirectoryLock:
                 rest = memoryview(content)
                 while rest:
                     rest = rest[os.write(descriptor, rest) :]
+                os.ftruncate(descriptor, size_bytes)
             finally:
                 os.close(descriptor)
             os.rename(temporary, path)

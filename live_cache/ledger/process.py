@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from live_cache.ledger.base import Ledger
-from live_cache.ledger.clocks import LOG_LENGTH, NEWBORN, TABLE_SLOT, ClockInfo, Dependency, Intent, Reading
+from live_cache.ledger.clocks import LOG_BYTES, LOG_LENGTH, NEWBORN, TABLE_SLOT, ClockInfo, Dependency, Intent, Reading
 
 __all__ = ["ProcessLedger"]
 
@@ -27,13 +27,20 @@ class _Clock:
     slots: dict[int, int] = field(default_factory=dict)
     """Only slots that were ever ticked: at most SLOT_COUNT."""
     log: dict[int, bytes] = field(default_factory=dict)
+    """Records by seq, the oldest first."""
+    log_bytes: int = 0
+    forgotten: int = 0
+    """The newest seq whose record was dropped."""
     intents: dict[str, _OpenIntent] = field(default_factory=dict)
 
     def tick(self, slots: Iterable[int], record: bytes) -> None:
         self.seq += 1
-        self.log.pop(self.seq - LOG_LENGTH, None)
         if record:
             self.log[self.seq] = record
+            self.log_bytes += len(record)
+        while self.log and (self.log_bytes > LOG_BYTES or next(iter(self.log)) <= self.seq - LOG_LENGTH):
+            self.forgotten = next(iter(self.log))
+            self.log_bytes -= len(self.log.pop(self.forgotten))
         for slot in slots:
             self.slots[slot] = self.seq
 
@@ -119,7 +126,9 @@ class ProcessLedger(Ledger):
         """See Ledger.log()."""
         with self._lock:
             state = self._clocks.get(clock)
-            if state is None or state.epoch != epoch or after < state.seq - LOG_LENGTH:
+            if state is None or state.epoch != epoch or until > state.seq:
+                return None
+            if after < max(state.forgotten, state.seq - LOG_LENGTH):
                 return None
             return [state.log.get(seq, b"") for seq in range(after + 1, until + 1)]
 

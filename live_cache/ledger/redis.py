@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote, unquote
@@ -11,7 +12,8 @@ from urllib.parse import quote, unquote
 from live_cache.exceptions import LedgerUnavailableError
 from live_cache.ledger.base import Ledger
 from live_cache.ledger.clocks import TABLE_SLOT, ClockInfo, Dependency, Intent, Reading
-from live_cache.ledger.redis_scripts import DECLARE, EXPIRED, READ, REAP, RESET, TICK
+from live_cache.ledger.redis_memory import KnownRecords, Watched
+from live_cache.ledger.redis_scripts import DECLARE, EXPIRED, LOG, READ, REAP, RESET, TICK
 from live_cache.redis_connection import Command, RedisConnection
 from live_cache.stores.base import MISS, Missing, Store
 from live_cache.stores.redis import RedisStore
@@ -22,6 +24,8 @@ MAX_INTENTS: Final = 512
 """Open intents of one clock. Each is read with every reading of the clock."""
 MAX_INTENT_SLOTS: Final = 64
 """Slots that an intent names; one with more is for the table."""
+MAX_INTENTS_BYTES: Final = 64 * 1024
+"""Of all open intents of one clock with their records. Further intents of rows are for the table."""
 SCAN_BATCH: Final = 1000
 
 
@@ -42,12 +46,15 @@ class RedisLedger(Ledger):
     name = "redis"
     is_shared_by_processes = True
     is_shared_by_hosts = True
+    intent_record_bytes = 2048
 
     def __init__(self, connection: RedisConnection, *, prefix: str = "live_cache:", lease_s: float) -> None:
         self.connection = connection
         self.prefix = prefix
         self._key_start = _encode(prefix + "clock:{")
         self._lease_us = int(lease_s * 1e6)
+        self._known = KnownRecords()
+        self._watched = Watched()
         super().__init__(lease_s=lease_s)
 
     def read_with_entry(
@@ -71,6 +78,31 @@ class RedisLedger(Ledger):
         store.count_lookup(is_hit=value is not None)
         readings = list(map(_reading, dependencies, answers))
         return readings, MISS if value is None else value
+
+    def is_watched(self, clocks: Iterable[str]) -> bool:
+        """See Ledger.is_watched(). True when the server does not answer."""
+        asked = list(clocks)
+        known = self._watched.ask(asked)
+        if known is not None:
+            return known
+        try:
+            answers = self._run([("EXISTS", self._key(clock)) for clock in asked], is_quick=True)
+        except LedgerUnavailableError:
+            return True
+        self._watched.learn(asked, answers)
+        return any(answers)
+
+    def log(self, clock: str, epoch: bytes, after: int, until: int) -> list[bytes] | None:
+        """See Ledger.log(). The server is asked only for what this process has not seen yet."""
+        known = self._known.records(clock, epoch, after, until)
+        if len(known) == until - after:
+            return known
+        (answer,) = self._run([(LOG, self._key(clock), epoch, after + len(known), until)], is_quick=True)
+        if answer is None:
+            return None
+        learned = [_logged(record) for record in answer]
+        self._known.learn(clock, epoch, after + len(known) + 1, learned)
+        return known + learned
 
     def expired(self, clock: str) -> list[Intent]:
         """See Ledger.expired()."""
@@ -101,17 +133,14 @@ class RedisLedger(Ledger):
         """See Ledger.close()."""
         self.connection.close()
 
+    def _after_fork_in_child(self) -> None:
+        super()._after_fork_in_child()
+        self._known = KnownRecords()
+        self._watched = Watched()
+
     def _read(self, dependencies: Sequence[Dependency]) -> list[Reading]:
         answers = self._run([self._reading_of(dependency) for dependency in dependencies], is_quick=True)
         return list(map(_reading, dependencies, answers))
-
-    def is_watched(self, clocks: Iterable[str]) -> bool:
-        """See Ledger.is_watched()."""
-        return True
-
-    def log(self, clock: str, epoch: bytes, after: int, until: int) -> list[bytes] | None:
-        """See Ledger.log()."""
-        return None
 
     def _declare(
         self, changes: Mapping[str, frozenset[int]], intent_id: str, fence: str, records: Mapping[str, bytes]
@@ -127,6 +156,8 @@ class RedisLedger(Ledger):
                     self._lease_us,
                     MAX_INTENTS,
                     os.urandom(16),
+                    b64encode(records.get(clock, b"")),
+                    MAX_INTENTS_BYTES,
                 )
                 for clock, slots in changes.items()
                 if slots
@@ -134,12 +165,12 @@ class RedisLedger(Ledger):
         )
 
     def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]) -> None:
-        self._run(self._ticks(changes, intent_id))
+        self._run(self._ticks(changes, intent_id, records))
 
     def _tick_again(
         self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]
     ) -> None:
-        self._run(self._ticks(changes, intent_id), is_quick=True)
+        self._run(self._ticks(changes, intent_id, records), is_quick=True)
 
     def _retract(self, clocks: tuple[str, ...], intent_id: str) -> None:
         self._run([(TICK, self._key(clock), intent_id) for clock in clocks])
@@ -153,8 +184,14 @@ class RedisLedger(Ledger):
         with self.connection.translating(LedgerUnavailableError, is_quick=is_quick):
             return self.connection.run(commands, is_quick=is_quick)
 
-    def _ticks(self, changes: Mapping[str, frozenset[int]], intent_id: str | None) -> list[Command]:
-        return [(TICK, self._key(clock), intent_id or "", *slots) for clock, slots in changes.items()]
+    def _ticks(
+        self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]
+    ) -> list[Command]:
+        logged = {clock: b"r" + record for clock, record in records.items() if record}
+        return [
+            (TICK, self._key(clock), intent_id or "", logged.get(clock, b""), *slots)
+            for clock, slots in changes.items()
+        ]
 
     def _reading_of(self, dependency: Dependency) -> Command:
         birth = os.urandom(16), self._lease_us
@@ -190,9 +227,17 @@ def _parse(lines: bytes) -> list[tuple[Intent, int]]:
     """Return the intents in the field ``n``, each with its deadline in microseconds of the server."""
     parsed = []
     for line in lines.decode().splitlines():
-        name, deadline_us, slots, fence = line.split(" ")
-        parsed.append((Intent(name, frozenset(map(int, slots.split(","))), unquote(fence)), int(deadline_us)))
+        name, deadline_us, slots, fence, record = line.split(" ")
+        intent = Intent(name, frozenset(map(int, slots.split(","))), unquote(fence), b64decode(record))
+        parsed.append((intent, int(deadline_us)))
     return parsed
+
+
+def _logged(record: bytes | None) -> bytes:
+    """Return the record that a field of the log holds."""
+    if not record:
+        return b""
+    return b64decode(record[1:]) if record.startswith(b"b") else record[1:]
 
 
 def _slots_text(slots: frozenset[int]) -> str:
