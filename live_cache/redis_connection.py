@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from live_cache.exceptions import LiveCacheError, MissingExtraError
 from live_cache.redis_cluster import join_answers, scan_step, scan_turn, split_commands
-from live_cache.redis_late import LateAnswerError, LateAnswers
+from live_cache.redis_late import LateAnswerError, LateAnswers, pass_on
 from live_cache.redis_url import parse_redis_url, without_password
 from live_cache.stores.breaker import CircuitBreaker
 
@@ -56,7 +56,7 @@ class RedisConnection:
     time.
 
     An answer that a quick call did not get in time is waited for behind its back, as long as a patient call would wait
-    (redis_late.py); when it comes, the breaker is closed at once. In a cluster only the async calls do so.
+    (redis_late.py); when it comes, the breaker is closed at once.
 
     Async calls have one client per event loop, closed with its loop.
 
@@ -108,7 +108,7 @@ class RedisConnection:
         self._client: redis.Redis | None = None
         self._quick_client: redis.Redis | None = None
         self._late = LateAnswers(redis.exceptions.ResponseError, wait_s=quick_s, patience_s=timeout_s)
-        self._late_tasks: set[asyncio.Task[list[Any]]] = set()
+        self._late_tasks: dict[asyncio.Task[list[Any]], Future[list[Any]]] = {}
         self._async_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopClient] = WeakKeyDictionary()
         self.quick_breaker = CircuitBreaker(pause_s=retry_pause_s)
         self.patient_breaker = CircuitBreaker(pause_s=retry_pause_s)
@@ -144,11 +144,11 @@ class RedisConnection:
         A script that the server has forgotten (SCRIPT FLUSH, a restart) is sent again in a second round trip, after
         the others. Raises the first error of the driver, or LateAnswerError; translating() is the caller's.
         """
-        client = self.quick_client if is_quick else self.client
         if self._place.kind == "cluster":
-            answers = self._run_on_cluster(client, commands)
-            _raise_first(answers)
-            return answers
+            # The client asks the nodes who they are when it is made.
+            run = partial(self._run_on_cluster, commands)
+            return self._late.call(run) if is_quick else run()
+        client = self.quick_client if is_quick else self.client
         if is_quick:
             answers = self._late.ask(client.connection_pool, [_words(command, is_full=False) for command in commands])
             if forgotten := self._forgotten(answers):
@@ -180,9 +180,15 @@ class RedisConnection:
         if task.done():
             return task.result()
         late = LateAnswerError(self._quick_timeout_s)
-        self._late_tasks.add(task)  # The loop itself would let it be collected.
-        task.add_done_callback(partial(self._pass_on, late.answers))
+        self._late_tasks[task] = late.answers  # The loop itself would let it be collected.
+        task.add_done_callback(self._pass_on)
         raise late
+
+    def forget_closed_loops(self) -> None:
+        """Give up the late answers of event loops that were closed without asyncio.run(): their tasks never end."""
+        for task, answers in list(self._late_tasks.items()):
+            if task.get_loop().is_closed() and self._late_tasks.pop(task, None) is not None:
+                answers.set_exception(TimeoutError("The event loop was closed before an answer came."))
 
     async def _arun(self, commands: Sequence[Command]) -> list[Any]:
         client = await self._async_client()
@@ -198,16 +204,13 @@ class RedisConnection:
         _raise_first(answers)
         return answers
 
-    def _pass_on(self, answers: Future[list[Any]], task: asyncio.Task[list[Any]]) -> None:
-        self._late_tasks.discard(task)
-        if task.cancelled():
-            answers.set_exception(TimeoutError("The event loop ended before an answer came."))
-        elif (error := task.exception()) is not None:
-            answers.set_exception(error)
-        else:
-            answers.set_result(task.result())
+    def _pass_on(self, task: asyncio.Task[list[Any]]) -> None:
+        answers = self._late_tasks.pop(task, None)
+        if answers is not None:
+            pass_on(answers, task)
 
-    def _run_on_cluster(self, client: Any, commands: Sequence[Command]) -> list[Any]:
+    def _run_on_cluster(self, commands: Sequence[Command]) -> list[Any]:
+        client: Any = self.client
         if commands and commands[0][0] == "SCAN":
             node, cursor = scan_turn(int(str(commands[0][1])))
             primaries = sorted(client.get_primaries(), key=lambda primary: primary.name)
@@ -221,7 +224,9 @@ class RedisConnection:
         if forgotten := self._forgotten(answers):
             _replace(answers, forgotten, _pipeline(client, [flat[i] for i in forgotten], is_full=True))
         found = iter(answers)
-        return join_answers(commands, [[next(found) for _ in each] for each in parts])
+        joined = join_answers(commands, [[next(found) for _ in each] for each in parts])
+        _raise_first(joined)
+        return joined
 
     async def _arun_on_cluster(self, client: Any, commands: Sequence[Command]) -> list[Any]:
         await client.initialize()

@@ -11,13 +11,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final
 
 from live_cache.stores.forks import ForkAware
 
-__all__ = ["LateAnswerError", "LateAnswers", "late_answers"]
+__all__ = ["LateAnswerError", "LateAnswers", "late_answers", "pass_on"]
+
+# Calls of a cluster that one process makes at a time.
+_MAX_THREADS: Final = 64
 
 
 class LateAnswerError(TimeoutError):
@@ -40,9 +44,21 @@ def late_answers(error: BaseException) -> Future[list[Any]] | None:
     return cause.answers if isinstance(cause, LateAnswerError) else None
 
 
+def pass_on(answers: Future[list[Any]], done: Any) -> None:
+    """Give *answers* what came of *done*, a future or a task that is over."""
+    if done.cancelled():
+        answers.set_exception(TimeoutError("The event loop ended before an answer came."))
+    elif (error := done.exception()) is not None:
+        answers.set_exception(error)
+    else:
+        answers.set_result(done.result())
+
+
 class LateAnswers(ForkAware):
     """
     Sends commands over connections of redis-py, and waits for late answers in a thread that ends when there are none.
+
+    A client for a cluster goes from node to node, and cannot be left halfway: each of its calls has a thread.
 
     Args:
         answer_error: What redis-py raises for an error that the server has answered.
@@ -56,11 +72,13 @@ class LateAnswers(ForkAware):
         self._patience_s = patience_s
         self._exchanges: deque[_Exchange] = deque()
         self._is_waiting = False
+        self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self.watch_forks()
 
     def after_fork_in_child(self) -> None:
-        """Forget the thread, and what it waits for: both are the parent's."""
+        """Forget the threads, and what they wait for: both are the parent's."""
+        self._threads = None
         self._lock = threading.Lock()
         self._exchanges = deque()
         self._is_waiting = False
@@ -87,6 +105,32 @@ class LateAnswers(ForkAware):
         exchange.until_s = began_s + self._patience_s
         self._leave(exchange)
         raise exchange.error
+
+    def call(self, function: Callable[[], list[Any]]) -> list[Any]:
+        """
+        Call *function* in a thread and return what it does.
+
+        Raises:
+            LateAnswerError: It is not over yet.
+        """
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="live_cache-cluster")
+            threads = self._threads
+        try:
+            future = threads.submit(function)
+        except RuntimeError:  # The interpreter is shutting down.
+            return function()
+        try:
+            return future.result(self._wait_s)
+        except TimeoutError as error:
+            if future.done():
+                return future.result()  # The error may be its own.
+            if future.cancel():
+                raise TimeoutError("All threads wait for answers: nothing was sent.") from error
+        late = LateAnswerError(self._wait_s)
+        future.add_done_callback(partial(pass_on, late.answers))
+        raise late
 
     def _leave(self, exchange: _Exchange) -> None:
         with self._lock:

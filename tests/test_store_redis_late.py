@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -22,6 +23,7 @@ from live_cache.redis_late import LateAnswerError
 from live_cache.stores.base import MISS
 from live_cache.stores.redis import RedisStore
 from live_cache.stores.redis_steps import RedisSteps
+from tests.server_programs import Started, free_port, start_redis
 
 BIG = b"x" * 300_000
 
@@ -281,7 +283,7 @@ def failed(late: LateAnswerError) -> StoreUnavailableError:
 
 def test_a_key_on_its_way_is_left_alone() -> None:
     """Another connection could overtake what was sent: until that is over, the key is neither read nor written."""
-    steps = RedisSteps("mine:", batch=10, shown="nowhere")
+    steps = RedisSteps("mine:", batch=10, shown="nowhere", give_up=lambda: None)
     write = steps.put_many([("mine:key", b"1")], None)
     assert next(write) == [("SET", "mine:key", b"1")]
     late = LateAnswerError(0.04)
@@ -303,7 +305,7 @@ def test_a_key_on_its_way_is_left_alone() -> None:
 
 def test_what_is_owed_after_a_write_began_stays_owed() -> None:
     """A write settles what was owed before it, not what another thread failed to do meanwhile."""
-    steps = RedisSteps("mine:", batch=10, shown="nowhere")
+    steps = RedisSteps("mine:", batch=10, shown="nowhere", give_up=lambda: None)
     steps.debts.add_keys(["mine:key"])
     read = steps.get("key")
     assert next(read) == [("UNLINK", "mine:key")]
@@ -314,7 +316,7 @@ def test_what_is_owed_after_a_write_began_stays_owed() -> None:
 
 def test_keys_that_were_not_tried_are_owed() -> None:
     """A caller of put_many() or delete_many() is not told which batch failed."""
-    steps = RedisSteps("mine:", batch=2, shown="nowhere")
+    steps = RedisSteps("mine:", batch=2, shown="nowhere", give_up=lambda: None)
     names = [f"mine:{number}" for number in range(6)]
     write = steps.put_many([(name, b"1") for name in names], None)
     next(write)
@@ -376,6 +378,76 @@ def test_a_fork_while_an_answer_is_waited_for(
     assert os.waitstatus_to_exitcode(status) == 0
     until(lambda: not store._steps.debts.has_keys())
     assert store.get("key") == b"3"
+
+
+def test_a_loop_that_is_closed_while_it_waits(connection: RedisConnection) -> None:
+    """Without asyncio.run() its tasks never end: what they were asked for is given up."""
+    open_loop, closed_loop = asyncio.new_event_loop(), asyncio.new_event_loop()
+    lates = []
+    for loop in (open_loop, closed_loop):
+        task: asyncio.Task[Any] = loop.create_task(asyncio.sleep(1000))
+        loop.run_until_complete(asyncio.sleep(0))
+        late = LateAnswerError(0.04)
+        lates.append(late)
+        connection._late_tasks[task] = late.answers
+    closed_loop.close()
+    connection.forget_closed_loops()
+    assert [late.answers.done() for late in lates] == [False, True]
+    assert isinstance(lates[1].answers.exception(), TimeoutError)
+    (task,) = connection._late_tasks
+    task.cancel()
+    open_loop.run_until_complete(asyncio.wait([task]))
+    open_loop.close()
+
+
+def test_a_key_that_will_never_arrive_is_given_back() -> None:
+    """Whoever wants it next asks whether it is still on its way."""
+    late = LateAnswerError(0.04)
+    steps = RedisSteps(
+        "mine:", batch=10, shown="nowhere", give_up=lambda: late.answers.set_exception(TimeoutError("closed"))
+    )
+    write = steps.put_many([("mine:key", b"1")], None)
+    next(write)
+    with pytest.raises(StoreUnavailableError):
+        write.throw(failed(late))
+    assert next(steps.get("key")) == [("UNLINK", "mine:key")]
+
+
+@pytest.fixture
+def cluster_of_one() -> Iterator[Started]:
+    """A cluster of a single node, whose bus takes the port 10,000 above."""
+    while (port := free_port()) >= 55_000:
+        pass
+    try:
+        node = start_redis(port=port, arguments=("--cluster-enabled", "yes"))
+    except RuntimeError as error:
+        pytest.skip(f"REDIS IS MISSING: {error}")
+    with redis.Redis(port=port, decode_responses=True) as client:
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        until(lambda: client.cluster("INFO")["cluster_state"] == "ok")
+    yield node
+    node.stop(kill=True)
+
+
+def test_a_frozen_cluster_is_left_alone_as_well(cluster_of_one: Started) -> None:
+    """Its client goes from node to node, for seconds; the caller does not wait for it, and a late answer counts."""
+    node = cluster_of_one
+    url = f"redis+cluster://127.0.0.1:{node.port}"
+    connection = RedisConnection(url, timeout_s=10, read_timeout_s=0.4, retry_pause_s=1000)
+    store = RedisStore(connection)
+    store.put("key", b"1")
+    os.kill(node.process.pid, signal.SIGSTOP)
+    started_s = time.monotonic()
+    with pytest.raises(StoreUnavailableError, match="may still be done"):
+        store.put("key", b"2")
+    for _ in range(100):
+        with pytest.raises(StoreUnavailableError):
+            store.get("other")
+    assert time.monotonic() - started_s < 8  # 0.4 on an idle machine; the client's own patience is ten seconds.
+    os.kill(node.process.pid, signal.SIGCONT)
+    until(lambda: not store._steps.debts.has_keys())
+    assert store.get("key") == b"2"
+    connection.close()
 
 
 def test_a_cancelled_write_leaves_nothing_behind(

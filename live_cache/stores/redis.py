@@ -60,7 +60,9 @@ class RedisStore(ForkAware, Store):
         self.name = "redis"
         self.connection = connection
         self.prefix = prefix
-        self._steps = RedisSteps(prefix, batch=clear_batch, shown=connection.shown)
+        self._steps = RedisSteps(
+            prefix, batch=clear_batch, shown=connection.shown, give_up=connection.forget_closed_loops
+        )
         self._seen_closed_count = connection.quick_breaker.closed_count
         self.watch_forks()
 

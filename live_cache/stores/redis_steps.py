@@ -5,7 +5,7 @@ What the Redis store sends for each call, and what it makes of the answers. No I
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
@@ -38,9 +38,10 @@ class RedisSteps:
         prefix: What the keys of the store begin with.
         batch: Keys that one SCAN, UNLINK or MGET handles.
         shown: The server, for messages.
+        give_up: Called when a key is on its way; gives up what will never be answered.
     """
 
-    def __init__(self, prefix: str, *, batch: int, shown: str) -> None:
+    def __init__(self, prefix: str, *, batch: int, shown: str, give_up: Callable[[], None]) -> None:
         self.prefix = prefix
         self.counters = StoreCounters()
         self.debts = Debts()  # By full names.
@@ -48,6 +49,7 @@ class RedisSteps:
         self.claims = Claims()
         self._batch = batch
         self._shown = shown
+        self._give_up = give_up
 
     def full_key(self, key: str) -> str:
         """Return the name under which Redis holds *key*."""
@@ -157,7 +159,7 @@ class RedisSteps:
         """
         noted = self.debts.number
         claimed = [name for name in names if self.debts.covers(name)]
-        if claimed and not self.claims.take(claimed):
+        if claimed and not self._claim(claimed):
             if not is_settling:
                 self.debts.add_keys(names)
             self.counters.errors.add_one()
@@ -180,6 +182,12 @@ class RedisSteps:
         finally:
             if claimed:
                 self.claims.give_back(claimed)
+
+    def _claim(self, names: Collection[str]) -> bool:
+        if self.claims.take(names):
+            return True
+        self._give_up()
+        return self.claims.take(names)
 
     def _arrive(self, names: Collection[str], noted: int, answers: Future[list[Any]]) -> None:
         if answers.exception() is None:
