@@ -23,9 +23,10 @@ from django.db import connections, models
 from live_cache.conf import settings
 from live_cache.exceptions import InvalidKeyError, UncachableQueryError
 from live_cache.fingerprint import Walk, walk_expressions, walk_query
-from live_cache.ledger.clocks import TABLE_SLOT, Dependency, slot_of
+from live_cache.ledger.clocks import ROWS_SLOT, TABLE_SLOT, Dependency, slot_of
 from live_cache.loop import leave_loop
 from live_cache.names import clock_of, database_name, is_private_database, key_dependency
+from live_cache.shapes.shape import Purpose, Shape, learn_shape, shape_of_aggregate
 from live_cache.sql import StatementKind, classify, normalize_table
 from live_cache.stores.base import validate_key
 from live_cache.tables import models_of_tables
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Layout", "Plan", "make_plan"]
 
 # Part of every fingerprint: raised when plans, or what they store, mean something else than before.
-_PLAN_VERSION: Final = 1
+_PLAN_VERSION: Final = 2
 _MAX_LAYOUTS: Final = 2048
 
 
@@ -54,6 +55,8 @@ class Layout:
     klass_info: Any
     annotation_col_map: Any
     """The compiler's own description of a row, which Django's iterables take (see instances.py)."""
+    shape: Shape | None
+    """What the SQL looks at; None where that is not known, so that every change of its tables counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,8 @@ class Plan:
     tables: frozenset[str]
     dependencies: tuple[Dependency, ...]
     layout: Layout
+    query: Query
+    purpose: Purpose
 
     @property
     def entry_key(self) -> str:
@@ -79,6 +84,7 @@ def make_plan(
     using: str,
     page_suffix: str,
     result_kind: str,
+    purpose: Purpose = "rows",
     caller_key: str | None = None,
     aggregates: Mapping[str, Any] | None = None,
     run: Callable[[], object] | None = None,
@@ -89,6 +95,7 @@ def make_plan(
     Args:
         page_suffix: Which part of the result set the entry holds.
         result_kind: What the rows become, for example the name of an iterable class; part of the key.
+        purpose: What is asked of the query, which decides which changes matter.
         caller_key: The cache key that the caller chose; None derives one from the query.
         aggregates: Expressions of an aggregate(); a digest of them is added to the page suffix.
         run: Runs that aggregate(), so that its SQL can be caught unsent.
@@ -115,7 +122,7 @@ def make_plan(
     if aggregates is not None and run is not None:
         walk = walk_expressions(walk.structure, aggregates)
         declared |= walk.declared_tables
-        layout = _layout_of(query, walk, connection, lambda: _learn_by_interception(connection, run, declared))
+        layout = _layout_of(query, walk, connection, lambda: _learn_by_interception(query, connection, run, declared))
         page_suffix += "_" + _digest(walk.structure_bytes(), walk.parameter_bytes(), layout.schema_digest)
     model = query.model
     assert model is not None
@@ -126,13 +133,14 @@ def make_plan(
     dependencies = [
         # The slot of the key lets LiveQuerySet.invalidate() drop one result set with one tick.
         Dependency(
-            clock_of(database, table), (TABLE_SLOT, slot_of(cache_key)) if table == base_table else (TABLE_SLOT,)
+            clock_of(database, table),
+            (TABLE_SLOT, ROWS_SLOT, slot_of(cache_key)) if table == base_table else (TABLE_SLOT, ROWS_SLOT),
         )
         for table in sorted(layout.tables | {base_table})
     ]
     if caller_key is not None:
         dependencies.append(key_dependency(cache_key))
-    return Plan(cache_key, page_suffix, database, layout.tables, tuple(dependencies), layout)
+    return Plan(cache_key, page_suffix, database, layout.tables, tuple(dependencies), layout, query, purpose)
 
 
 def _digest(*parts: bytes) -> str:
@@ -187,7 +195,8 @@ def _learn(query: Query, connection: BaseDatabaseWrapper, declared: frozenset[st
     except Exception as error:  # Django tells it to whoever evaluates this; count() may do without what is wrong here
         raise UncachableQueryError(f"The query does not compile: {error!r}") from error
     tables, schema_digest = _prove(sql, connection, query.model, declared)
-    return Layout(tables, schema_digest, compiler.select, compiler.klass_info, compiler.annotation_col_map)
+    shape = None if declared else learn_shape(compiler, sql, connection)
+    return Layout(tables, schema_digest, compiler.select, compiler.klass_info, compiler.annotation_col_map, shape)
 
 
 def _copy(query: Query) -> Any:
@@ -205,14 +214,15 @@ def _own_selected(query: Any) -> None:
 
 
 def _learn_by_interception(
-    connection: BaseDatabaseWrapper, run: Callable[[], object], declared: frozenset[str]
+    query: Query, connection: BaseDatabaseWrapper, run: Callable[[], object], declared: frozenset[str]
 ) -> Layout:
     with intercepting(connection) as interception:
         run()
     if interception.sql is None:
         raise UncachableQueryError("Django answers without the database.")
     tables, schema_digest = _prove(interception.sql, connection, None, declared)
-    return Layout(tables, schema_digest, None, None, None)
+    shape = None if declared else shape_of_aggregate(query, interception.sql, connection)
+    return Layout(tables, schema_digest, None, None, None, shape)
 
 
 def _prove(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar, cast
 from urllib.parse import quote
 
 from django.apps import apps
@@ -231,12 +231,14 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
             run = partial(self.query.has_results, using=self.db)
             return cast("bool", self._read_scalar("exists", super().exists, run))
 
-    def _read_scalar(self, name: str, uncached: Callable[[], object], run: Callable[[], object]) -> object:
+    def _read_scalar(
+        self, name: Literal["count", "exists"], uncached: Callable[[], object], run: Callable[[], object]
+    ) -> object:
         start, stop = self.query.low_mark, self.query.high_mark
         suffix = name if not start and stop is None else f"{name}_{page_suffix(start, stop)}"
         try:
             # The rows' own plan: count() and exists() read a part of the tables that the rows are read from.
-            plan = self._planned(lambda: self._make_plan(self.query, suffix, self._result_kind()))
+            plan = self._planned(lambda: self._make_plan(self.query, suffix, self._result_kind(), purpose=name))
         except _Bypass as bypass:
             return self._bypassed(bypass, uncached)
         return self._read(plan, lambda: [(run(),)]).rows[0][0]
@@ -263,6 +265,7 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
                     self.query,
                     f"aggregate_{page_suffix(self.query.low_mark, self.query.high_mark)}",
                     self._result_kind(),
+                    purpose="aggregate",
                     aggregates=expressions,
                     run=run,
                 )

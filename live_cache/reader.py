@@ -22,7 +22,9 @@ from live_cache.exceptions import FrameError, LedgerUnavailableError, StoreError
 from live_cache.ledger import fences
 from live_cache.ledger.clocks import Reading, is_fresh, take_stamps
 from live_cache.loop import is_on_loop, leave_loop
-from live_cache.rows import Entry, EntryHeader, decode_entry, encode_entry
+from live_cache.rows import Entry, EntryHeader, decode_entry, encode_entry, restamp_entry
+from live_cache.shapes.shape import View
+from live_cache.shapes.witness import Cause, EntryWitness
 from live_cache.stores.base import MISS
 from live_cache.writes.transactions import ConnectionState, is_any_in_transaction, state_of
 
@@ -260,13 +262,14 @@ def _isolation(connection: BaseDatabaseWrapper, state: ConnectionState) -> str:
 class _Search:
     """One look through the tiers, under one reading of the ledger."""
 
-    __slots__ = ("assembly", "miss", "plan", "readings")
+    __slots__ = ("assembly", "cause", "miss", "plan", "readings")
 
     def __init__(self, assembly: Assembly, plan: Plan) -> None:
         self.assembly = assembly
         self.plan = plan
         self.readings: list[Reading] | None = None
         self.miss = "cold"
+        self.cause: Cause | None = None
 
     def find(self, *, tier_limit: int | None = None) -> tuple[Rows, EntryHeader, str] | None:
         """Return rows, header and tier of the nearest fresh entry, promoted to the tiers before it."""
@@ -286,17 +289,19 @@ class _Search:
                 continue
             if self.readings is None:
                 self.readings = self.assembly.ledger.read(self.plan.dependencies)
-            entry = self._servable(data, index)
-            if entry is None:
-                continue
             try:
-                rows = entry.rows()
+                found = self._servable(data)
+                if found is None:
+                    continue
+                rows = found.witness.view.rows
             except FrameError:
                 self._drop(index)
                 continue
-            if index:
-                self._promote(data, entry.header, index)
-            return rows, entry.header, tier.name
+            if found.witness.is_lagging(self.readings):
+                self._restamp(found, self.readings)
+            elif index:
+                self._promote(data, found.entry.header, index)
+            return rows, found.entry.header, tier.name
         return None
 
     def settled_readings(self, connection: BaseDatabaseWrapper) -> list[Reading]:
@@ -308,12 +313,9 @@ class _Search:
             self.readings = ledger.read(self.plan.dependencies)
         return self.readings
 
-    def _servable(self, data: bytes, index: int) -> Entry | None:
-        try:
-            entry = decode_entry(data, key=self.plan.entry_key, mac_keys=self.assembly.mac_keys)
-        except FrameError:
-            self._drop(index)
-            return None
+    def _servable(self, data: bytes) -> _Found | None:
+        """Return the entry in *data* if it may be served. Raises FrameError if it is none."""
+        entry = decode_entry(data, key=self.plan.entry_key, mac_keys=self.assembly.mac_keys)
         header = entry.header
         if header.expires_at_ns is not None and header.expires_at_ns <= time.time_ns():
             self.miss = "expired"
@@ -322,10 +324,13 @@ class _Search:
         if header.dependencies != self.plan.dependencies:
             self.miss = "stale"
             return None
-        if not is_fresh(header.stamps, self.readings, self.plan.dependencies):
+        found = _Found(entry, EntryWitness(self.assembly.ledger, self.plan, header, View(entry.rows)))
+        if not is_fresh(header.stamps, self.readings, self.plan.dependencies, found.witness):
             self.miss = "held" if any(reading.intents for reading in self.readings) else "stale"
+            self.cause = found.witness.cause
             return None
-        return entry
+        found.witness.remember(self.readings)
+        return found
 
     def _drop(self, index: int) -> None:
         """Delete an entry that is no frame of ours, so that it is not read again and again."""
@@ -338,10 +343,33 @@ class _Search:
         except StoreError:
             self.assembly.metrics.count("store_errors")
 
+    def _restamp(self, found: _Found, readings: Sequence[Reading]) -> None:
+        """Store an entry again that is fresh under *readings*, before the log forgets what proves it."""
+        self.assembly.metrics.count("restamps")
+        header = found.entry.header
+        data = restamp_entry(
+            found.entry, take_stamps(readings), key=self.plan.entry_key, mac_keys=self.assembly.mac_keys
+        )
+        try:
+            self.assembly.store.put(self.plan.entry_key, data, timeout_s=_remaining_s(header))
+        except StoreError:
+            self.assembly.metrics.count("store_errors")
+
     def _promote(self, data: bytes, header: EntryHeader, index: int) -> None:
-        remaining_s = None if header.expires_at_ns is None else (header.expires_at_ns - time.time_ns()) / 1e9
         self.assembly.metrics.count("promotions")
-        self.assembly.store.put_near(self.plan.entry_key, data, timeout_s=remaining_s, below=index)
+        self.assembly.store.put_near(self.plan.entry_key, data, timeout_s=_remaining_s(header), below=index)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """An entry that may be fresh."""
+
+    entry: Entry
+    witness: EntryWitness
+
+
+def _remaining_s(header: EntryHeader) -> float | None:
+    return None if header.expires_at_ns is None else (header.expires_at_ns - time.time_ns()) / 1e9
 
 
 def _fetch(state: ConnectionState, plan: Plan, fetch: Callable[[], Rows]) -> tuple[Rows, bool]:

@@ -7,7 +7,15 @@ turn values into primitives; entries.py puts them together and into a frame.
 
 from __future__ import annotations
 
-from live_cache.rows.entries import Entry, EntryHeader, decode_entry, decode_value, encode_entry, encode_value
+from live_cache.rows.entries import (
+    Entry,
+    EntryHeader,
+    decode_entry,
+    decode_value,
+    encode_entry,
+    encode_value,
+    restamp_entry,
+)
 from live_cache.rows.registry import register_codec
 
 __all__ = [
@@ -18,4 +26,5 @@ __all__ = [
     "encode_entry",
     "encode_value",
     "register_codec",
+    "restamp_entry",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from live_cache.exceptions import FrameError, UncachableValueError
@@ -13,7 +13,7 @@ from live_cache.rows.cells import INT_MAX, INT_MIN
 from live_cache.rows.columns import decode_column, encode_column
 from live_cache.rows.primitives import dump, load
 
-__all__ = ["Entry", "EntryHeader", "decode_entry", "decode_value", "encode_entry", "encode_value"]
+__all__ = ["Entry", "EntryHeader", "decode_entry", "decode_value", "encode_entry", "encode_value", "restamp_entry"]
 
 _ENTRY_KINDS: Final = frozenset({KIND_ROWS})
 _VALUE_KINDS: Final = frozenset({KIND_CBOR})
@@ -99,6 +99,13 @@ def encode_entry(
             name = f" ({column_names[index]})" if index < len(column_names) else ""
             raise UncachableValueError(f"Column {index}{name} cannot be stored. {_reason(error)}") from error
     document = [*_header_fields(header), len(rows), len(columns), dump(flat)]
+    return seal(dump(document), kind=KIND_ROWS, key=key, mac_keys=mac_keys)
+
+
+def restamp_entry(entry: Entry, stamps: tuple[Stamp, ...], *, key: str, mac_keys: Sequence[bytes] = ()) -> bytes:
+    """Return the bytes of *entry* with other stamps. Its rows are not decoded."""
+    header = replace(entry.header, stamps=stamps)
+    document = [*_header_fields(header), entry.row_count, entry.column_count, entry._columns]
     return seal(dump(document), kind=KIND_ROWS, key=key, mac_keys=mac_keys)
 
 

@@ -1,0 +1,325 @@
+"""
+Conditions on the columns of one alias: what a row of that alias must fulfil to have any part in the result.
+
+A condition is read off the WHERE of a query. Whatever it says of other aliases, of expressions, or in a way that is not
+known here is UNKNOWN, so a condition is never stronger than the WHERE. A row for which it is FALSE or NULL contributes
+nothing, in any state of the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final, Protocol
+
+from django.db.models import expressions, lookups
+from django.db.models.fields import DecimalField, related_lookups
+from django.db.models.sql.where import AND, OR, WhereNode
+
+from live_cache.changes import Image
+from live_cache.shapes.truth import (
+    FALSE,
+    NULL,
+    TRUE,
+    UNKNOWN,
+    TextRules,
+    Truth,
+    all_of,
+    any_of,
+    compare,
+    is_comparable_field,
+    is_equal,
+    negation,
+)
+
+__all__ = ["ANYTHING", "All", "Condition", "OneOf", "may_hold", "read_where", "surely_holds", "values_of"]
+
+_ABSENT: Final = object()
+_ORDERS: Final[dict[type, tuple[str, frozenset[int]]]] = {
+    lookups.GreaterThan: (">", frozenset({1})),
+    lookups.GreaterThanOrEqual: (">=", frozenset({0, 1})),
+    lookups.LessThan: ("<", frozenset({-1})),
+    lookups.LessThanOrEqual: ("<=", frozenset({-1, 0})),
+}
+
+
+class Condition(Protocol):
+    """A condition on one row."""
+
+    def truth(self, image: Image, text: TextRules) -> Truth:
+        """Return what the database says of it for the row *image*."""
+        ...
+
+    def __str__(self) -> str: ...
+
+
+def may_hold(condition: Condition, image: Image | None, text: TextRules) -> bool:
+    """Return whether the row may fulfil *condition*; True if the row is not known."""
+    return image is None or bool(condition.truth(image, text) & TRUE)
+
+
+def surely_holds(condition: Condition, image: Image | None, text: TextRules) -> bool:
+    """Return whether the row surely fulfils *condition*."""
+    return image is not None and condition.truth(image, text) == TRUE
+
+
+@dataclass(frozen=True, slots=True)
+class _Anything:
+    """Nothing is known."""
+
+    def truth(self, image: Image, text: TextRules) -> Truth:
+        return UNKNOWN
+
+    def __str__(self) -> str:
+        return "any row"
+
+
+ANYTHING: Final = _Anything()
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """``column = value`` or ``column IN (values)``."""
+
+    column: str
+    values: tuple[Any, ...]
+
+    def truth(self, image: Image, text: TextRules) -> Truth:
+        value = image.get(self.column, _ABSENT)
+        if value is _ABSENT:
+            return UNKNOWN
+        found = FALSE
+        for candidate in self.values:
+            truth = is_equal(value, candidate, text)
+            if truth == TRUE:
+                return truth
+            found = any_of(found, truth)
+        return found
+
+    def __str__(self) -> str:
+        if len(self.values) == 1:
+            return f"{self.column} = {_shown(self.values[0])}"
+        return f"{self.column} in ({', '.join(map(_shown, self.values[:5]))}{', ...' if len(self.values) > 5 else ''})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """``column < value`` and its kin."""
+
+    column: str
+    symbol: str
+    value: Any
+    allowed: frozenset[int]
+
+    def truth(self, image: Image, text: TextRules) -> Truth:
+        value = image.get(self.column, _ABSENT)
+        if value is _ABSENT:
+            return UNKNOWN
+        if value is None or self.value is None:
+            return NULL
+        order = compare(value, self.value, text)
+        if order is None:
+            return UNKNOWN
+        return TRUE if order in self.allowed else FALSE
+
+    def __str__(self) -> str:
+        return f"{self.column} {self.symbol} {_shown(self.value)}"
+
+
+@dataclass(frozen=True, slots=True)
+class _IsNull:
+    column: str
+    is_null: bool
+
+    def truth(self, image: Image, text: TextRules) -> Truth:
+        value = image.get(self.column, _ABSENT)
+        if value is _ABSENT:
+            return UNKNOWN
+        return TRUE if (value is None) is self.is_null else FALSE
+
+    def __str__(self) -> str:
+        return f"{self.column} is {'' if self.is_null else 'not '}null"
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """LIKE with one fixed text, where letters of ASCII may or may not be folded."""
+
+    column: str
+    name: str
+    needle: str
+
+    def truth(self, image: Image, text: TextRules) -> Truth:
+        value = image.get(self.column, _ABSENT)
+        if value is None:
+            return NULL
+        if type(value) is not str or not text.is_equality_exact or not (value.isascii() and self.needle.isascii()):
+            return UNKNOWN
+        held, needle = value.lower(), self.needle.lower()
+        if self.name.endswith("startswith"):
+            found = held.startswith(needle)
+        elif self.name.endswith("endswith"):
+            found = held.endswith(needle)
+        elif self.name == "iexact":
+            found = held == needle
+        else:
+            found = needle in held
+        # Not even with its letters folded: surely not. Else the case decides, by rules that differ.
+        return UNKNOWN if found else FALSE
+
+    def __str__(self) -> str:
+        return f"{self.column} {self.name} {_shown(self.needle)}"
+
+
+@dataclass(frozen=True, slots=True)
+class All:
+    """AND."""
+
+    parts: tuple[Condition, ...]
+
+    def truth(self, image: Image, text: TextRules) -> Truth:
+        found = TRUE
+        for part in self.parts:
+            found = all_of(found, part.truth(image, text))
+            if found == FALSE:
+                return found
+        return found
+
+    def __str__(self) -> str:
+        return " and ".join(str(part) for part in self.parts if part is not ANYTHING) or str(ANYTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class _Any:
+    """OR."""
+
+    parts: tuple[Condition, ...]
+
+    def truth(self, image: Image, text: TextRules) -> Truth:
+        found = FALSE
+        for part in self.parts:
+            found = any_of(found, part.truth(image, text))
+            if found == TRUE:
+                return found
+        return found
+
+    def __str__(self) -> str:
+        return "(" + " or ".join(map(str, self.parts)) + ")"
+
+
+@dataclass(frozen=True, slots=True)
+class _Not:
+    part: Condition
+
+    def truth(self, image: Image, text: TextRules) -> Truth:
+        return negation(self.part.truth(image, text))
+
+    def __str__(self) -> str:
+        return f"not ({self.part})"
+
+
+def read_where(where: WhereNode, alias: str) -> Condition:
+    """Return what *where* says of the rows of *alias*."""
+    condition = _read(where, alias)
+    return condition if _says_something(condition) else ANYTHING
+
+
+def values_of(condition: Condition) -> Mapping[str, tuple[Any, ...]]:
+    """Return the columns that *condition* holds to known values, with these; of ANDs only."""
+    if isinstance(condition, OneOf):
+        return {condition.column: condition.values}
+    if isinstance(condition, All):
+        found: dict[str, tuple[Any, ...]] = {}
+        for part in condition.parts:
+            for column, values in values_of(part).items():
+                found.setdefault(column, values)
+        return found
+    return {}
+
+
+def _read(node: Any, alias: str) -> Condition:
+    kind = type(node)
+    if kind is WhereNode:
+        if not node.children:
+            return ANYTHING
+        parts = tuple([_read(child, alias) for child in node.children])
+        if node.connector == AND:
+            whole: Condition = parts[0] if len(parts) == 1 else All(parts)
+        elif node.connector == OR:
+            whole = parts[0] if len(parts) == 1 else _Any(parts)
+        else:  # XOR
+            return ANYTHING
+        return _Not(whole) if node.negated else whole
+    if not isinstance(node, lookups.Lookup) or node.bilateral_transforms:
+        return ANYTHING
+    lhs = node.lhs
+    if type(lhs) is not expressions.Col or lhs.alias != alias or type(lhs.output_field) is not type(lhs.target):
+        return ANYTHING
+    field: Any = lhs.target
+    if isinstance(node, lookups.IsNull):
+        return _IsNull(str(field.column), node.rhs) if type(node.rhs) is bool else ANYTHING
+    if not is_comparable_field(field):
+        return ANYTHING
+    return _comparison(node, str(field.column), field)
+
+
+def _comparison(node: Any, column: str, field: Any) -> Condition:
+    rhs = node.rhs
+    kind = type(node)
+    if kind in (lookups.In, related_lookups.RelatedIn):
+        if isinstance(rhs, list | tuple | set | frozenset) and all(_is_parameter(value, field) for value in rhs):
+            return OneOf(column, tuple(rhs))
+        return ANYTHING
+    if kind is lookups.Range:
+        if isinstance(rhs, list | tuple) and len(rhs) == 2 and all(_is_parameter(value, field) for value in rhs):
+            low, high = rhs
+            at_least = _Order(column, *_with(low, lookups.GreaterThanOrEqual))
+            return All((at_least, _Order(column, *_with(high, lookups.LessThanOrEqual))))
+        return ANYTHING
+    if isinstance(node, lookups.PatternLookup | lookups.IExact):
+        if type(rhs) is str and kind.__module__ == lookups.__name__ and node.lookup_name in _TEXT_LOOKUPS:
+            return _Text(column, str(node.lookup_name), rhs)
+        return ANYTHING
+    if not _is_parameter(rhs, field):
+        return ANYTHING
+    if kind in (lookups.Exact, related_lookups.RelatedExact, lookups.IntegerFieldExact):
+        return OneOf(column, (rhs,))
+    for order, (symbol, allowed) in _ORDERS.items():
+        if isinstance(node, order) and kind.__module__ in (lookups.__name__, related_lookups.__name__):
+            return _Order(column, symbol, rhs, allowed)
+    return ANYTHING
+
+
+_TEXT_LOOKUPS: Final = frozenset(
+    {"contains", "icontains", "startswith", "istartswith", "endswith", "iendswith", "iexact"}
+)
+
+
+def _with(value: Any, order: type) -> tuple[str, Any, frozenset[int]]:
+    symbol, allowed = _ORDERS[order]
+    return symbol, value, allowed
+
+
+def _is_parameter(value: Any, field: Any) -> bool:
+    """Return whether *value* goes to the database as it is, so that it may be compared here."""
+    if value is None or hasattr(value, "resolve_expression") or hasattr(value, "as_sql"):
+        return False
+    if type(value) is Decimal:
+        places = value.as_tuple().exponent
+        # What has more places than the column may be rounded on the way.
+        return isinstance(field, DecimalField) and isinstance(places, int) and -places <= field.decimal_places
+    return True
+
+
+def _says_something(condition: Condition) -> bool:
+    if isinstance(condition, All | _Any):
+        return any(_says_something(part) for part in condition.parts)
+    if isinstance(condition, _Not):
+        return _says_something(condition.part)
+    return condition is not ANYTHING
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, str | bytes | int | float | bool) else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,309 @@
+"""
+Shapes and scopes: what a query looks at, and which changes of rows could change one of its results.
+
+A *shape* is learned once per structure of a query, when its SQL is compiled. A *scope* adds the parameters, the limits
+and what is asked (rows, a count, whether there are any). A change is judged for each use of its table alone, and the
+verdict holds in whatever state the database is and whatever else was changed, as long as nothing else changed the
+result: ticks do not come in the order of commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from django.db import models
+from django.db.models import expressions
+
+from live_cache.changes import Image, RowChange
+from live_cache.shapes.conditions import ANYTHING, may_hold
+from live_cache.shapes.text_rules import text_rules_of
+from live_cache.shapes.truth import TextRules, is_comparable_field, position
+from live_cache.shapes.uses import Use, uses_of
+from live_cache.sql.outline import Outline, outline
+from live_cache.tables import models_of_tables
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models.sql.query import Query
+
+__all__ = ["Purpose", "Scope", "Shape", "View", "learn_shape", "scope_of", "shape_of_aggregate"]
+
+Purpose: TypeAlias = Literal["rows", "count", "exists", "aggregate"]
+
+
+@dataclass(frozen=True, slots=True)
+class SortColumn:
+    """One column of the outermost ORDER BY."""
+
+    alias: str
+    column: str
+    is_descending: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is known of every query of one structure."""
+
+    outline: Outline
+    joins: Mapping[str, Any]
+    """The tables behind the outermost FROM, by alias, as Django's BaseTable and Join."""
+    positions: Mapping[tuple[str, str], int]
+    """Where a row of the result has the value of a column, by alias and column."""
+    is_row_by_row: bool
+    """Whether each row of the result shows one row of each table, and nothing of any other."""
+    sort: tuple[SortColumn, ...] | None
+    """None if the order is not one of plain columns. Empty for no order."""
+    is_one_to_one: bool
+    """Whether no join gives a row of the base table more than one row of the result."""
+    text: TextRules
+    enforces_foreign_keys: bool
+
+
+def learn_shape(compiler: Any, sql: str, connection: BaseDatabaseWrapper) -> Shape:
+    """Return the shape of the query that *compiler* has just compiled to *sql*."""
+    query = compiler.query
+    found = outline(sql)
+    positions: dict[tuple[str, str], int] = {}
+    is_row_by_row = found.is_plain and bool(found.base_alias) and not query.distinct and query.group_by is None
+    for index, (expression, _, _) in enumerate(compiler.select or ()):
+        if type(expression) is expressions.Col:
+            positions.setdefault((expression.alias, str(expression.target.column)), index)
+        elif getattr(expression, "contains_aggregate", True) or getattr(expression, "contains_over_clause", True):
+            is_row_by_row = False
+    joins = {alias: join for alias, join in query.alias_map.items() if query.alias_refcount.get(alias)}
+    return Shape(
+        found,
+        joins,
+        positions if is_row_by_row else {},
+        is_row_by_row,
+        _sort(compiler) if found.is_plain and not found.orders_by_name else None,
+        all(_is_to_one(join) for join in joins.values()),
+        text_rules_of(connection),
+        bool(connection.features.supports_foreign_keys),
+    )
+
+
+def shape_of_aggregate(query: Query, sql: str, connection: BaseDatabaseWrapper) -> Shape:
+    """Return the shape of an aggregate() over *query*, whose SQL is *sql*."""
+    joins = {alias: join for alias, join in query.alias_map.items() if query.alias_refcount.get(alias)}
+    return Shape(
+        outline(sql),
+        joins,
+        {},
+        is_row_by_row=False,
+        sort=None,
+        is_one_to_one=False,
+        text=text_rules_of(connection),
+        enforces_foreign_keys=bool(connection.features.supports_foreign_keys),
+    )
+
+
+def _sort(compiler: Any) -> tuple[SortColumn, ...] | None:
+    columns = []
+    for expression, _ in compiler.get_order_by():
+        column = expression.expression
+        if type(column) is expressions.Ref:
+            (column,) = column.get_source_expressions()
+        if type(column) is not expressions.Col or not is_comparable_field(column.target):
+            return None
+        columns.append(SortColumn(column.alias, str(column.target.column), expression.descending))
+    return tuple(columns)
+
+
+def _is_to_one(join: Any) -> bool:
+    if join.parent_alias is None:
+        return True
+    return isinstance(join.join_field, models.ForeignKey | models.OneToOneRel)
+
+
+class View:
+    """A result as it is cached, of which only what is asked is decoded."""
+
+    __slots__ = ("_read", "_rows", "_values")
+
+    def __init__(self, read: Callable[[], Sequence[tuple[Any, ...]]]) -> None:
+        self._read = read
+        self._rows: Sequence[tuple[Any, ...]] | None = None
+        self._values: dict[tuple[int, ...], Collection[Any]] = {}
+
+    @property
+    def rows(self) -> Sequence[tuple[Any, ...]]:
+        """The rows of the result."""
+        if self._rows is None:
+            self._rows = self._read()
+        return self._rows
+
+    def values(self, positions: tuple[int, ...]) -> Collection[Any]:
+        """Return the tuples of values that the rows have at *positions*."""
+        found = self._values.get(positions)
+        if found is None:
+            found = self._values[positions] = {tuple([row[p] for p in positions]) for row in self.rows}
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """The part of an ordered result that an entry holds."""
+
+    low: int
+    size: int | None
+    columns: tuple[str, ...]
+    positions: tuple[int, ...]
+    are_descending: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which changes could change one result."""
+
+    uses: Mapping[str, tuple[Use, ...]]
+    """By table, normalised. A table that is not there is used in a way that is not known."""
+    shape: Shape
+    purpose: Purpose
+    is_limited: bool
+    window: _Window | None
+
+    def cause(self, table: str, change: RowChange, view: View) -> str:
+        """
+        Return why *change*, of a row of *table*, could change the result that *view* shows; empty if it could not.
+
+        Returns:
+            "row": the row is shown. "bucket": it fulfils the conditions, before or after. "table": there are none.
+        """
+        uses = self.uses.get(table)
+        if uses is None:
+            return "table"
+        for use in uses:
+            cause = self._cause(use, change, view)
+            if cause:
+                return cause
+        return ""
+
+    def _cause(self, use: Use, change: RowChange, view: View) -> str:
+        columns = change.columns if change.kind == "update" else None
+        is_counted = self.purpose in ("count", "exists") and self.shape.is_row_by_row and use.is_outermost
+        looked_at = use.membership if is_counted else use.columns
+        if columns is not None and columns.isdisjoint(looked_at):
+            return ""
+        condition, text = use.condition, self.shape.text
+        was_in = change.kind != "insert" and may_hold(condition, change.before, text)
+        is_in = change.kind != "delete" and may_hold(condition, change.after, text)
+        if not (was_in or is_in):
+            return ""
+        if use.is_anchored and change.kind != "update":
+            return ""  # the row that refers to it changes too, and is judged itself
+        if self.purpose == "exists" and is_counted and self._excludes_existence(view, was_in=was_in, is_in=is_in):
+            return ""
+        if self.purpose == "rows" and self.shape.is_row_by_row and use.is_outermost:
+            cause = self._cause_in_rows(use, change, columns, view, was_in=was_in, is_in=is_in)
+            if cause is not None:
+                return cause
+        return "table" if condition is ANYTHING else "bucket"
+
+    def _excludes_existence(self, view: View, *, was_in: bool, is_in: bool) -> bool:
+        """Return whether a yes stays a yes, or a no a no: only for a query of one table."""
+        if self.is_limited or sum(map(len, self.uses.values())) != 1:
+            return False
+        exists = bool(view.rows[0][0])
+        return not was_in if exists else not is_in
+
+    def _cause_in_rows(
+        self, use: Use, change: RowChange, columns: frozenset[str] | None, view: View, *, was_in: bool, is_in: bool
+    ) -> str | None:
+        """Return what is known of *change* because the rows of the result are; None if that is nothing."""
+        if change.kind == "update" and columns is not None and columns.isdisjoint(use.membership):
+            is_sorted_anew = not columns.isdisjoint(use.order)
+            if not (is_sorted_anew and self.is_limited):
+                # It is in the result as it was in it: what the result shows of it is all that could change.
+                is_shown = self._is_shown(use, change, view)
+                if is_shown is not None:
+                    return "row" if is_shown else ""
+        if use.partner is not None and self._misses_partner(use, use.partner, change, view):
+            return ""
+        if use.is_base and self.window is not None:
+            is_same_set = change.kind == "update" and columns is not None and columns.isdisjoint(use.membership)
+            if self._is_beyond(change, view, was_in=was_in, is_in=is_in, is_same_set=is_same_set):
+                return ""
+        return None
+
+    def _is_shown(self, use: Use, change: RowChange, view: View) -> bool | None:
+        if change.key is None:
+            return None
+        names = _key_columns(use.table)
+        positions = tuple([self.shape.positions.get((use.alias, name), -1) for name in names])
+        if not names or len(names) != len(change.key) or -1 in positions:
+            return None
+        return change.key in view.values(positions)
+
+    def _misses_partner(self, use: Use, partner: tuple[str, str, str], change: RowChange, view: View) -> bool:
+        """Return whether the row belongs, before and after, to none of the rows that are shown."""
+        column, alias, partner_column = partner
+        at = self.shape.positions.get((alias, partner_column))
+        if at is None or use.order or not use.membership <= {column}:
+            return False
+        images = [image for image in (change.before, change.after) if image is not None]
+        if len(images) != (2 if change.kind == "update" else 1):
+            return False
+        shown = view.values((at,))
+        return all(column in image and (image[column],) not in shown for image in images)
+
+    def _is_beyond(self, change: RowChange, view: View, *, was_in: bool, is_in: bool, is_same_set: bool) -> bool:
+        """Return whether the row stays on one side of the window, so that the window shows what it has shown."""
+        window = self.window
+        rows = view.rows
+        if window is None or not rows:
+            return False
+        sides = [
+            self._side(window, image, rows)
+            for image, is_part in ((change.before, was_in), (change.after, is_in))
+            if is_part
+        ]
+        if all(side == 1 for side in sides):
+            return window.size is not None and len(rows) == window.size
+        # Before the window, a row may change its place but not come or go.
+        return is_same_set and window.low > 0 and len(sides) == 2 and all(side == -1 for side in sides)
+
+    def _side(self, window: _Window, image: Image | None, rows: Sequence[tuple[Any, ...]]) -> int:
+        """Return -1 or 1 if a row surely stands before or after all of *rows*, else 0."""
+        if image is None or any(column not in image for column in window.columns):
+            return 0
+        key = [image[column] for column in window.columns]
+        for row, side in ((rows[0], -1), (rows[-1], 1)):
+            other = [row[at] for at in window.positions]
+            if position(key, other, window.are_descending, self.shape.text) == side:
+                return side
+        return 0
+
+
+def scope_of(query: Query, shape: Shape, purpose: Purpose) -> Scope:
+    """Return the scope of a result of *query*, whose structure has *shape*."""
+    uses = uses_of(query, shape.outline, shape.joins, enforces_foreign_keys=shape.enforces_foreign_keys)
+    is_limited = query.low_mark > 0 or query.high_mark is not None
+    return Scope(uses, shape, purpose, is_limited, _window(query, shape) if is_limited else None)
+
+
+def _window(query: Query, shape: Shape) -> _Window | None:
+    sort = shape.sort
+    if not sort or not shape.is_row_by_row or not shape.is_one_to_one:
+        return None
+    base = shape.outline.base_alias
+    positions = [shape.positions.get((column.alias, column.column), -1) for column in sort]
+    if -1 in positions or any(column.alias != base for column in sort):
+        return None
+    return _Window(
+        query.low_mark,
+        None if query.high_mark is None else query.high_mark - query.low_mark,
+        tuple([column.column for column in sort]),
+        tuple(positions),
+        tuple([column.is_descending for column in sort]),
+    )
+
+
+def _key_columns(table: str) -> tuple[str, ...]:
+    """Return the columns of the primary key of *table*, in the order of RowChange.key."""
+    for model in models_of_tables().get(table, ()):
+        fields = getattr(model._meta, "pk_fields", None) or [model._meta.pk]
+        return tuple([str(field.column) for field in fields if field is not None])
+    return ()

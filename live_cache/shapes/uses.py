@@ -1,0 +1,231 @@
+"""
+The uses of tables in a query: what it looks at in each, and which of their rows have any part in the result.
+
+Columns come from the compiled SQL (sql.outline), conditions from the Query. Where the two do not tell of the same uses
+of a table, the table has no conditions: any of its rows may have a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from django.db import models
+from django.db.models.sql.constants import INNER
+from django.db.models.sql.query import Query
+
+from live_cache.shapes.conditions import ANYTHING, All, Condition, OneOf, read_where, values_of
+from live_cache.shapes.truth import is_comparable_field
+from live_cache.sql import normalize_table
+
+if TYPE_CHECKING:
+    from live_cache.sql.outline import Columns, Outline
+
+__all__ = ["Use", "uses_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One use of a table: a table behind FROM or JOIN."""
+
+    table: str
+    alias: str
+    columns: frozenset[str]
+    """All that is looked at."""
+    membership: frozenset[str]
+    """What decides which rows are in the result: all but what is only shown, and what is only sorted by."""
+    order: frozenset[str]
+    """What the outermost ORDER BY names."""
+    condition: Condition
+    """What a row of the table must fulfil to have any part in the result."""
+    is_outermost: bool
+    """Whether it stands in the outermost SELECT, and not in a subquery or a part of a union."""
+    is_base: bool
+    """Whether it is the table that the outermost SELECT is of."""
+    is_anchored: bool
+    """Whether each of its rows has a part only by a foreign key that the database enforces, of a row of another use."""
+    partner: tuple[str, str, str] | None
+    """Of an optional row that no other can take the place of: its column, and the alias and column that it equals."""
+
+
+_ANY_ALIAS: Final = "?"
+
+
+def uses_of(
+    query: Query, outline: Outline, joins: Mapping[str, Any], *, enforces_foreign_keys: bool
+) -> dict[str, tuple[Use, ...]]:
+    """
+    Return the uses of each table in *query*.
+
+    Args:
+        outline: Of the SQL that *query* compiles to, or one with the same structure does.
+        joins: What compiling has put behind the outermost FROM, by alias: also what select_related() and orderings add.
+        enforces_foreign_keys: Whether the database does.
+    """
+    found: dict[str, list[Use]] = {}
+    for inner, is_outermost in _queries(query, is_outermost=True):
+        own = joins if is_outermost else _joins_of(inner)
+        for use in _uses_in(
+            inner, own, outline, is_outermost=is_outermost, enforces_foreign_keys=enforces_foreign_keys
+        ):
+            found.setdefault(use.table, []).append(use)
+    for table in set(found) | set(outline.uses):
+        uses = found.get(table, ())
+        if len(uses) != outline.uses[table] or any(table not in outline.tables.get(use.alias, ()) for use in uses):
+            found[table] = [_any_use(table, outline)]
+    return {table: tuple(uses) for table, uses in found.items()}
+
+
+def _any_use(table: str, outline: Outline) -> Use:
+    """Return a use that stands for all uses of *table*, of whose rows nothing is known."""
+    columns: set[str] = set()
+    for section in (outline.shown, outline.body, outline.order):
+        for alias, names in section.items():
+            if table in outline.tables.get(alias, (table,)):
+                columns |= names
+    frozen = frozenset(columns)
+    return Use(
+        table,
+        _ANY_ALIAS,
+        frozen,
+        membership=frozen,
+        order=frozenset(),
+        condition=ANYTHING,
+        is_outermost=False,
+        is_base=False,
+        is_anchored=False,
+        partner=None,
+    )
+
+
+def _queries(item: Any, *, is_outermost: bool = False) -> Iterator[tuple[Query, bool]]:
+    """Yield *item*, if it is a Query, and every Query in it, each as often as it stands there."""
+    if isinstance(item, Query):
+        combined = getattr(item, "combined_queries", ())
+        if combined:
+            for each in combined:
+                yield from _queries(each)
+            return
+        inner = getattr(item, "inner_query", None)
+        yield item, is_outermost and inner is None
+        parts: list[Any] = [inner, item.where, *item.annotation_select.values(), *item.select, *item.order_by]
+        for part in parts:
+            yield from _queries(part)
+        return
+    if isinstance(item, tuple | list):
+        for part in item:
+            yield from _queries(part)
+        return
+    children = getattr(item, "children", None)
+    if children is not None:
+        for child in children:
+            yield from _queries(child)
+        return
+    sources = getattr(item, "get_source_expressions", None)
+    if sources is not None and not isinstance(item, type):
+        parts = [source for source in sources() if source is not None]
+        rhs = getattr(item, "rhs", None)
+        if isinstance(rhs, Query) and not any(part is rhs for part in parts):
+            parts.append(rhs)
+        yield from _queries(parts)
+
+
+def _joins_of(query: Query) -> dict[str, Any]:
+    return {alias: join for alias, join in query.alias_map.items() if query.alias_refcount.get(alias)}
+
+
+def _uses_in(
+    query: Query, joins: Mapping[str, Any], outline: Outline, *, is_outermost: bool, enforces_foreign_keys: bool
+) -> Iterator[Use]:
+    conditions = _conditions(query, joins)
+    unknown = _unknown_columns(outline)
+    is_outermost = is_outermost and outline.is_plain and outline.base_alias in joins
+    for alias, join in joins.items():
+        shown = _columns(outline.shown, alias)
+        body = _columns(outline.body, alias) | unknown
+        order = _columns(outline.order, alias)
+        membership = body
+        if not is_outermost or outline.orders_by_name or query.distinct or query.group_by is not None:
+            membership = shown | body | order
+        yield Use(
+            normalize_table(join.table_name),
+            alias,
+            columns=frozenset(shown | body | order),
+            membership=frozenset(membership),
+            order=frozenset(order),
+            condition=conditions[alias],
+            is_outermost=is_outermost,
+            is_base=is_outermost and alias == outline.base_alias,
+            is_anchored=is_outermost and enforces_foreign_keys and _is_anchored(join),
+            partner=_partner(join) if is_outermost else None,
+        )
+
+
+def _columns(section: Columns, alias: str) -> set[str]:
+    return section.get(alias, set())
+
+
+def _unknown_columns(outline: Outline) -> set[str]:
+    """Columns of names that are no aliases of tables, such as that of a subquery: they may be columns of any."""
+    unknown: set[str] = set()
+    for section in (outline.shown, outline.body, outline.order):
+        for alias, names in section.items():
+            if alias not in outline.tables:
+                unknown |= names
+    return unknown
+
+
+def _conditions(query: Query, joins: Mapping[str, Any]) -> dict[str, Condition]:
+    """Return what the rows of each alias must fulfil. Of a table that is joined by an outer join: nothing."""
+    required: set[str] = set()
+    for alias, join in joins.items():  # a table stands behind the one that it is joined to
+        if join.parent_alias is None or (join.join_type == INNER and join.parent_alias in required):
+            required.add(alias)
+    conditions = {alias: read_where(query.where, alias) if alias in required else ANYTHING for alias in joins}
+    _carry_over_joins(joins, required, conditions)
+    return conditions
+
+
+def _carry_over_joins(joins: Mapping[str, Any], required: set[str], conditions: dict[str, Condition]) -> None:
+    """Let equalities hold for the columns, too, that a join makes equal."""
+    links = [
+        (joins[alias].parent_alias, lhs, alias, rhs)
+        for alias in required
+        for lhs, rhs in getattr(joins[alias], "join_fields", None) or ()
+        if joins[alias].parent_alias in required and is_comparable_field(lhs) and is_comparable_field(rhs)
+    ]
+    is_growing = True
+    while is_growing:
+        is_growing = False
+        for left, left_field, right, right_field in links:
+            for a, a_field, b, b_field in (
+                (left, left_field, right, right_field),
+                (right, right_field, left, left_field),
+            ):
+                values = values_of(conditions[a]).get(a_field.column)
+                if values is not None and b_field.column not in values_of(conditions[b]):
+                    carried = OneOf(b_field.column, values)
+                    known = conditions[b]
+                    conditions[b] = carried if known is ANYTHING else All((known, carried))
+                    is_growing = True
+
+
+def _is_anchored(join: Any) -> bool:
+    """Return whether *join* goes from a foreign key, which the database enforces, to the row that it refers to."""
+    field = getattr(join, "join_field", None)
+    return (
+        isinstance(field, models.ForeignKey)
+        and getattr(field, "db_constraint", False)
+        and getattr(join, "filtered_relation", None) is None
+        and [(lhs, rhs) for lhs, rhs in join.join_fields or ()] == [(field, field.target_field)]
+    )
+
+
+def _partner(join: Any) -> tuple[str, str, str] | None:
+    """Return the column of a one-to-one relation that is followed backwards, and the alias and column it equals."""
+    field = getattr(join, "join_field", None)
+    if not isinstance(field, models.OneToOneRel) or join.filtered_relation is not None or join.join_type == INNER:
+        return None
+    ((lhs, rhs),) = join.join_fields
+    return (rhs.column, join.parent_alias, lhs.column) if rhs.unique else None

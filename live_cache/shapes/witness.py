@@ -1,0 +1,225 @@
+"""
+The witness of one entry: has any row that was changed since its stamp changed its result?
+
+He reads the records of the ledger's log, each decoded once per process, and judges them by the scope of the query. What
+he has excluded he remembers, so that the next read of the entry judges only what came later.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from live_cache.changes import Record, decode_record
+from live_cache.exceptions import FrameError, LedgerUnavailableError
+from live_cache.ledger.clocks import LOG_LENGTH, Intent, Reading, Stamp
+from live_cache.shapes.shape import Scope, View, scope_of
+
+if TYPE_CHECKING:
+    from live_cache.ledger.base import Ledger
+    from live_cache.plan import Plan
+    from live_cache.rows import EntryHeader
+
+__all__ = ["Cause", "EntryWitness"]
+
+_MAX_SCOPES: Final = 4096
+_MAX_MEMOS: Final = 16_384
+_KEPT_RECORDS: Final = LOG_LENGTH
+_UNREADABLE: Final = Record(0, None, "a record that this version cannot read")
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why an entry is not fresh, as far as the log tells."""
+
+    kind: str
+    """row, bucket, table, or unknown (the log does not reach back to the stamp)."""
+    clock: str = ""
+    record: Record | None = None
+    change: Any = None
+
+
+@dataclass(slots=True)
+class _Memo:
+    """What a process has found out of one entry."""
+
+    identity: tuple[int, tuple[Stamp, ...]]
+    verified: dict[int, int] = field(default_factory=dict)
+
+
+class EntryWitness:
+    """See ledger.clocks.Witness. For one look at one entry."""
+
+    __slots__ = ("_header", "_ledger", "_memo", "_plan", "_scope", "cause", "view")
+
+    def __init__(self, ledger: Ledger, plan: Plan, header: EntryHeader, view: View) -> None:
+        self._ledger = ledger
+        self._plan = plan
+        self._header = header
+        self._scope: Scope | None = None
+        self.view = view
+        self.cause: Cause | None = None
+        """Why the answer was no."""
+        memos = _state_of(ledger).memos
+        memo = memos.get(plan.entry_key)
+        identity = (header.fetched_at_ns, header.stamps)
+        if memo is None or memo.identity != identity:
+            memo = _Memo(identity)
+        self._memo = memo
+
+    def excludes_changes(self, position: int, after: int, reading: Reading) -> bool:
+        """See Witness.excludes_changes()."""
+        after = max(after, self._memo.verified.get(position, after))
+        if after >= reading.seq:
+            return True
+        if self._plan.layout.shape is None:
+            self.cause = Cause("table", reading.clock)
+            return False
+        try:
+            records = _records(self._ledger, reading, after)
+        except LedgerUnavailableError:
+            records = None
+        if records is None:
+            self.cause = Cause("unknown", reading.clock)
+            return False
+        table = reading.clock.rpartition("/")[2]
+        return all(self._excludes(table, reading.clock, record) for record in records if record is not None)
+
+    def excludes_intent(self, position: int, intent: Intent) -> bool:
+        """See Witness.excludes_intent()."""
+        clock = self._plan.dependencies[position].clock
+        if self._plan.layout.shape is None:
+            return False
+        return self._excludes(clock.rpartition("/")[2], clock, _decoded(intent.record))
+
+    def remember(self, readings: Sequence[Reading]) -> None:
+        """Note that the entry is fresh under *readings*."""
+        self._memo.verified = {position: reading.seq for position, reading in enumerate(readings)}
+        memos = _state_of(self._ledger).memos
+        memos[self._plan.entry_key] = self._memo
+        while len(memos) > _MAX_MEMOS:
+            try:
+                memos.popitem(last=False)
+            except KeyError:  # another thread was faster
+                break
+
+    def is_lagging(self, readings: Sequence[Reading]) -> bool:
+        """Return whether the stamps are so old that the log may soon no longer reach back to them."""
+        return any(
+            reading.seq - stamp.seq > LOG_LENGTH // 4
+            for stamp, reading in zip(self._header.stamps, readings, strict=True)
+        )
+
+    def _excludes(self, table: str, clock: str, record: Record) -> bool:
+        if record.rows is None:
+            self.cause = Cause("table", clock, record)
+            return False
+        scope = self._scope
+        if scope is None:
+            scope = self._scope = _scope_of(self._ledger, self._plan)
+        for change in record.rows:
+            kind = scope.cause(table, change, self.view)
+            if kind:
+                self.cause = Cause(kind, clock, record, change)
+                return False
+        return True
+
+
+class _State:
+    """What this process knows of one ledger. Threads share it: a step is one operation of a dict, or has the lock."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.logs: dict[str, _Log] = {}
+        self.memos: OrderedDict[str, _Memo] = OrderedDict()
+        self.scopes: OrderedDict[tuple[str, str], Scope] = OrderedDict()
+
+
+@dataclass(slots=True)
+class _Log:
+    """The decoded records from the seq *first* on; None for a tick that said nothing of rows."""
+
+    epoch: bytes
+    first: int
+    records: list[Record | None]
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.records) - 1
+
+    def between(self, after: int, until: int) -> Sequence[Record | None] | None:
+        start = after + 1 - self.first
+        return None if start < 0 or until > self.last else self.records[start : start + until - after]
+
+
+# In a child of fork() a lock may be held for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _states.clear())
+
+_states: weakref.WeakKeyDictionary[Ledger, _State] = weakref.WeakKeyDictionary()
+
+
+def _state_of(ledger: Ledger) -> _State:
+    state = _states.get(ledger)
+    if state is None:
+        state = _states.setdefault(ledger, _State())
+    return state
+
+
+def _records(ledger: Ledger, reading: Reading, after: int) -> Sequence[Record | None] | None:
+    """Return the records of the ticks after *after*, up to *reading*; None if the log does not have them all."""
+    state = _state_of(ledger)
+    with state.lock:
+        log = state.logs.get(reading.clock)
+        begin = after if log is None or log.epoch != reading.epoch or after < log.first - 1 else log.last
+        if log is not None and begin >= reading.seq:
+            return log.between(after, reading.seq)
+    # Not under the lock: it may be a round trip. What two threads fetch at once is the same.
+    raw = ledger.log(reading.clock, reading.epoch, begin, reading.seq)
+    if raw is None and begin != after:  # nobody has looked for long
+        begin = after
+        raw = ledger.log(reading.clock, reading.epoch, begin, reading.seq)
+    if raw is None:
+        return None
+    decoded = [_decoded(each) if each else None for each in raw]
+    with state.lock:
+        log = state.logs.get(reading.clock)
+        if log is None or log.epoch != reading.epoch or log.last != begin or after < log.first - 1:
+            if begin != after:  # another thread was faster
+                return log.between(after, reading.seq) if log is not None and log.epoch == reading.epoch else None
+            log = state.logs[reading.clock] = _Log(reading.epoch, after + 1, [])
+        log.records += decoded
+        found = log.between(after, reading.seq)
+        if len(log.records) > _KEPT_RECORDS:
+            surplus = len(log.records) - _KEPT_RECORDS * 3 // 4
+            del log.records[:surplus]
+            log.first += surplus
+    return found
+
+
+def _decoded(data: bytes) -> Record:
+    try:
+        return decode_record(data)
+    except FrameError:
+        return _UNREADABLE
+
+
+def _scope_of(ledger: Ledger, plan: Plan) -> Scope:
+    scopes = _state_of(ledger).scopes
+    key = (plan.cache_key, plan.page_suffix)
+    scope = scopes.get(key)
+    if scope is None:
+        shape = plan.layout.shape
+        assert shape is not None
+        scope = scopes[key] = scope_of(plan.query, shape, plan.purpose)
+        while len(scopes) > _MAX_SCOPES:
+            try:
+                scopes.popitem(last=False)
+            except KeyError:  # another thread was faster
+                break
+    return scope
