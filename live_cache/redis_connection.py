@@ -8,17 +8,27 @@ pipelined round trip.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 from live_cache.exceptions import LiveCacheError, MissingExtraError
 from live_cache.redis_cluster import join_answers, scan_step, scan_turn, split_commands
 from live_cache.redis_late import LateAnswerError, LateAnswers, pass_on
+from live_cache.redis_sending import (
+    Command,
+    LoopClient,
+    Script,
+    apipeline,
+    pipeline,
+    pools,
+    raise_first,
+    replace,
+    words,
+)
 from live_cache.redis_url import parse_redis_url, without_password
 from live_cache.stores.breaker import CircuitBreaker
 
@@ -27,22 +37,6 @@ if TYPE_CHECKING:
     import redis.asyncio
 
 __all__ = ["Command", "RedisConnection", "Script"]
-
-
-class Script:
-    """
-    A Lua script, for RedisConnection.run().
-
-    redis-py's register_script() asks the server in each pipeline whether it knows the script: a round trip more.
-    """
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-
-
-Command: TypeAlias = "tuple[str | Script | bytes | int, ...]"
-"""What run() takes: the words of a command; or a Script, its one key, and its arguments."""
 
 
 class RedisConnection:
@@ -109,7 +103,7 @@ class RedisConnection:
         self._quick_client: redis.Redis | None = None
         self._late = LateAnswers(redis.exceptions.ResponseError, wait_s=quick_s, patience_s=timeout_s)
         self._late_tasks: dict[asyncio.Task[list[Any]], Future[list[Any]]] = {}
-        self._async_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopClient] = WeakKeyDictionary()
+        self._async_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopClient] = WeakKeyDictionary()
         self.quick_breaker = CircuitBreaker(pause_s=retry_pause_s)
         self.patient_breaker = CircuitBreaker(pause_s=retry_pause_s)
 
@@ -150,21 +144,21 @@ class RedisConnection:
             return self._late.call(run) if is_quick else run()
         client = self.quick_client if is_quick else self.client
         if is_quick:
-            answers = self._late.ask(client.connection_pool, [_words(command, is_full=False) for command in commands])
+            answers = self._late.ask(client.connection_pool, [words(command, is_full=False) for command in commands])
             if forgotten := self._forgotten(answers):
-                again = [_words(commands[i], is_full=True) for i in forgotten]
-                _replace(answers, forgotten, self._late.ask(client.connection_pool, again))
-            _raise_first(answers)
+                again = [words(commands[i], is_full=True) for i in forgotten]
+                replace(answers, forgotten, self._late.ask(client.connection_pool, again))
+            raise_first(answers)
             return answers
         if len(commands) == 1 and not isinstance(commands[0][0], Script):
             command: Any = client.execute_command  # redis-py does not annotate it
             return [command(*commands[0])]  # A pipeline of one costs 30 us more.
-        answers = _pipeline(client, commands, is_full=False)
+        answers = pipeline(client, commands, is_full=False)
         forgotten = self._forgotten(answers)
         if forgotten:
-            again = _pipeline(client, [commands[i] for i in forgotten], is_full=True)
-            _replace(answers, forgotten, again)
-        _raise_first(answers)
+            again = pipeline(client, [commands[i] for i in forgotten], is_full=True)
+            replace(answers, forgotten, again)
+        raise_first(answers)
         return answers
 
     async def arun(self, commands: Sequence[Command], *, is_quick: bool = False) -> list[Any]:
@@ -194,14 +188,14 @@ class RedisConnection:
         client = await self._async_client()
         if self._place.kind == "cluster":
             answers = await self._arun_on_cluster(client, commands)
-            _raise_first(answers)
+            raise_first(answers)
             return answers
-        answers = await _apipeline(client, commands, is_full=False)
+        answers = await apipeline(client, commands, is_full=False)
         forgotten = self._forgotten(answers)
         if forgotten:
-            again = await _apipeline(client, [commands[i] for i in forgotten], is_full=True)
-            _replace(answers, forgotten, again)
-        _raise_first(answers)
+            again = await apipeline(client, [commands[i] for i in forgotten], is_full=True)
+            replace(answers, forgotten, again)
+        raise_first(answers)
         return answers
 
     def _pass_on(self, task: asyncio.Task[list[Any]]) -> None:
@@ -220,12 +214,12 @@ class RedisConnection:
             return [(scan_step(node, int(answer[0]), len(primaries)), answer[1])]
         parts = split_commands(commands)
         flat = [part for each in parts for part in each]
-        answers = _pipeline(client, flat, is_full=False)
+        answers = pipeline(client, flat, is_full=False)
         if forgotten := self._forgotten(answers):
-            _replace(answers, forgotten, _pipeline(client, [flat[i] for i in forgotten], is_full=True))
+            replace(answers, forgotten, pipeline(client, [flat[i] for i in forgotten], is_full=True))
         found = iter(answers)
         joined = join_answers(commands, [[next(found) for _ in each] for each in parts])
-        _raise_first(joined)
+        raise_first(joined)
         return joined
 
     async def _arun_on_cluster(self, client: Any, commands: Sequence[Command]) -> list[Any]:
@@ -239,9 +233,9 @@ class RedisConnection:
             return [(scan_step(node, int(answer[0]), len(primaries)), answer[1])]
         parts = split_commands(commands)
         flat = [part for each in parts for part in each]
-        answers = await _apipeline(client, flat, is_full=False)
+        answers = await apipeline(client, flat, is_full=False)
         if forgotten := self._forgotten(answers):
-            _replace(answers, forgotten, await _apipeline(client, [flat[i] for i in forgotten], is_full=True))
+            replace(answers, forgotten, await apipeline(client, [flat[i] for i in forgotten], is_full=True))
         found = iter(answers)
         return join_answers(commands, [[next(found) for _ in each] for each in parts])
 
@@ -283,7 +277,7 @@ class RedisConnection:
         for client in (self._client, self._quick_client):
             if client is not None:
                 # Those in use belong to other threads: a backend is closed at the end of every request.
-                for pool in _pools(client):
+                for pool in pools(client):
                     pool.disconnect(inuse_connections=False)
 
     async def aclose(self) -> None:
@@ -369,77 +363,6 @@ class RedisConnection:
             # A client refers to its loop, so that no entry goes by itself.
             for other in [other for other in self._async_clients if other.is_closed()]:
                 self._async_clients.pop(other, None)
-            found = self._async_clients[loop] = _LoopClient(self._make_async_client())
+            found = self._async_clients[loop] = LoopClient(self._make_async_client())
             await found.open()
-        return found.client
-
-
-class _LoopClient:
-    """The client of one event loop. asyncio.run(), and all servers, end a loop's generators before they close it."""
-
-    def __init__(self, client: redis.asyncio.Redis) -> None:
-        self.client = client
-        self.closing = self._until_closed()
-
-    async def open(self) -> None:
-        """Make the loop know of the generator."""
-        await anext(self.closing)
-
-    async def _until_closed(self) -> AsyncGenerator[None, None]:
-        try:
-            yield
-        finally:
-            pool: Any = getattr(self.client, "connection_pool", None)
-            # A cluster client has a pool per node, and closes them together.
-            await (self.client.aclose() if pool is None else pool.disconnect())
-            for sentinel in getattr(getattr(pool, "sentinel_manager", None), "sentinels", ()):
-                await sentinel.connection_pool.disconnect()
-
-
-def _pools(client: Any) -> list[Any]:
-    pool = getattr(client, "connection_pool", None)
-    if pool is not None:
-        sentinels = getattr(getattr(pool, "sentinel_manager", None), "sentinels", ())
-        return [pool, *(sentinel.connection_pool for sentinel in sentinels)]
-    connections = (node.redis_connection for node in client.get_nodes())
-    return [connection.connection_pool for connection in connections if connection is not None]
-
-
-def _pipeline(client: redis.Redis, commands: Sequence[Command], *, is_full: bool) -> list[Any]:
-    pipeline: Any  # redis-py does not annotate execute_command()
-    with client.pipeline(transaction=False) as pipeline:
-        _enter(pipeline, commands, is_full=is_full)
-        answers: list[Any] = pipeline.execute(raise_on_error=False)
-        return answers
-
-
-async def _apipeline(client: redis.asyncio.Redis, commands: Sequence[Command], *, is_full: bool) -> list[Any]:
-    pipeline: Any
-    async with client.pipeline(transaction=False) as pipeline:
-        _enter(pipeline, commands, is_full=is_full)
-        answers: list[Any] = await pipeline.execute(raise_on_error=False)
-        return answers
-
-
-def _enter(pipeline: Any, commands: Sequence[Command], *, is_full: bool) -> None:
-    for command in commands:
-        pipeline.execute_command(*_words(command, is_full=is_full))
-
-
-def _words(command: Command, *, is_full: bool) -> tuple[Any, ...]:
-    """Return what is sent for *command*: of a script its name or, *is_full*, its text."""
-    script = command[0]
-    if not isinstance(script, Script):
-        return command
-    return ("EVAL", script.source, 1, *command[1:]) if is_full else ("EVALSHA", script.sha, 1, *command[1:])
-
-
-def _replace(answers: list[Any], places: Sequence[int], again: Sequence[Any]) -> None:
-    for place, answer in zip(places, again, strict=True):
-        answers[place] = answer
-
-
-def _raise_first(answers: Sequence[Any]) -> None:
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
+        return cast("redis.asyncio.Redis", found.client)

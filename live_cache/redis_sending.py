@@ -1,0 +1,106 @@
+"""
+How commands are sent by a client of redis-py, and how the client of an event loop is closed with its loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, TypeAlias
+
+__all__ = ["Command", "LoopClient", "Script", "apipeline", "pipeline", "pools", "raise_first", "replace", "words"]
+
+
+class Script:
+    """
+    A Lua script, for RedisConnection.run().
+
+    redis-py's register_script() asks the server in each pipeline whether it knows the script: a round trip more.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+Command: TypeAlias = "tuple[str | Script | bytes | int, ...]"
+"""What run() takes: the words of a command; or a Script, its one key, and its arguments."""
+
+
+class LoopClient:
+    """The client of one event loop. asyncio.run(), and all servers, end a loop's generators before they close it."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.closing = self._until_closed()
+
+    async def open(self) -> None:
+        """Make the loop know of the generator."""
+        await anext(self.closing)
+
+    async def _until_closed(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            pool: Any = getattr(self.client, "connection_pool", None)
+            # A cluster client has a pool per node, and closes them together.
+            await (self.client.aclose() if pool is None else pool.disconnect())
+            for sentinel in getattr(getattr(pool, "sentinel_manager", None), "sentinels", ()):
+                await sentinel.connection_pool.disconnect()
+
+
+def pools(client: Any) -> list[Any]:
+    """Return the pools of connections of *client*: its own, those of its Sentinels, or one per node of a cluster."""
+    pool = getattr(client, "connection_pool", None)
+    if pool is not None:
+        sentinels = getattr(getattr(pool, "sentinel_manager", None), "sentinels", ())
+        return [pool, *(sentinel.connection_pool for sentinel in sentinels)]
+    connections = (node.redis_connection for node in client.get_nodes())
+    return [connection.connection_pool for connection in connections if connection is not None]
+
+
+def pipeline(client: Any, commands: Sequence[Command], *, is_full: bool) -> list[Any]:
+    """
+    Send *commands* in one round trip and return the answers, errors of the server among them.
+
+    Args:
+        is_full: Whether scripts are sent by their text and not by their name.
+    """
+    with client.pipeline(transaction=False) as sent:
+        _enter(sent, commands, is_full=is_full)
+        answers: list[Any] = sent.execute(raise_on_error=False)
+        return answers
+
+
+async def apipeline(client: Any, commands: Sequence[Command], *, is_full: bool) -> list[Any]:
+    """See pipeline()."""
+    async with client.pipeline(transaction=False) as sent:
+        _enter(sent, commands, is_full=is_full)
+        answers: list[Any] = await sent.execute(raise_on_error=False)
+        return answers
+
+
+def _enter(pipeline: Any, commands: Sequence[Command], *, is_full: bool) -> None:
+    for command in commands:
+        pipeline.execute_command(*words(command, is_full=is_full))
+
+
+def words(command: Command, *, is_full: bool) -> tuple[Any, ...]:
+    """Return what is sent for *command*: of a script its name or, *is_full*, its text."""
+    script = command[0]
+    if not isinstance(script, Script):
+        return command
+    return ("EVAL", script.source, 1, *command[1:]) if is_full else ("EVALSHA", script.sha, 1, *command[1:])
+
+
+def replace(answers: list[Any], places: Sequence[int], again: Sequence[Any]) -> None:
+    """Put the answers *again* at *places* of *answers*."""
+    for place, answer in zip(places, again, strict=True):
+        answers[place] = answer
+
+
+def raise_first(answers: Sequence[Any]) -> None:
+    """Raise the first error among *answers*."""
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
