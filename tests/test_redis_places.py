@@ -170,6 +170,10 @@ def test_a_cluster_holds_a_ledger(cluster_url: str) -> None:
     assert entry == b"entry"
     assert [reading.seq for reading in readings] == [reading.seq + 1 for reading in before]
     assert sorted(clocks) == sorted(info.clock for info in ledger.clocks())
+    assert ledger.is_watched(["never read", *clocks])
+    ledger.tick(dict.fromkeys(clocks, (1,)), records={clock: clock.encode() for clock in clocks})
+    for reading in readings:
+        assert ledger.log(reading.clock, reading.epoch, reading.seq, reading.seq + 1) == [reading.clock.encode()]
     store.clear()
     ledger.reset()
     connection.close()
