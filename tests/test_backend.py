@@ -74,7 +74,9 @@ def cache(request: Any, tmp_path: Path, make_cache: Callable[..., LiveCache]) ->
     """Run the test over each kind of LOCATION."""
     disk = f"disk://{tmp_path}/cache"
     if request.param == "memory+redis":
-        return make_cache(["memory://", request.getfixturevalue("redis_url")])
+        # Patience: on a busy machine the defaults lose a value now and then.
+        options = {"READ_TIMEOUT_S": 10, "SOCKET_TIMEOUT_S": 10}
+        return make_cache(["memory://", {"URL": request.getfixturevalue("redis_url"), "OPTIONS": options}])
     if request.param == "memory":
         return make_cache()
     return make_cache(disk if request.param == "disk" else ["memory://", disk])
