@@ -113,13 +113,13 @@ def lose_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         ProcessLedger,
         "_tick",
-        lambda self, changes, intent_id: tick(self, dict.fromkeys(changes, frozenset()), intent_id),
+        lambda self, changes, intent_id, records: tick(self, dict.fromkeys(changes, frozenset()), intent_id, {}),
     )
 
 
 def declare_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that leaves the window between COMMIT and tick open."""
-    monkeypatch.setattr(ProcessLedger, "_declare", lambda self, changes, intent_id, fence: None)
+    monkeypatch.setattr(ProcessLedger, "_declare", lambda self, changes, intent_id, fence, records: None)
 
 
 BROKEN = [forget_joined_tables, miss_bulk_updates, stamp_after_the_select, lose_ticks, declare_nothing]

@@ -11,7 +11,7 @@ import pytest
 from live_cache import reader
 from live_cache.assembly import close_all, get_assembly
 from live_cache.exceptions import LedgerUnavailableError
-from live_cache.ledger.base import TABLE_SLOT, Dependency
+from live_cache.ledger.clocks import TABLE_SLOT, Dependency
 from live_cache.stores.base import MISS
 from live_cache.writes.transactions import ConnectionState
 
@@ -25,6 +25,8 @@ class FickleLedger:
 
     def __init__(self) -> None:
         self._ledger: Any = None
+        self.loses_intents = False
+        """Whether a COMMIT goes on without an intent, so that nothing covers the moment between it and its tick."""
 
     @property
     def is_broken(self) -> bool:
@@ -41,6 +43,7 @@ class FickleLedger:
         """
         ledger: Any = get_assembly().ledger
         self._ledger = ledger
+        self.loses_intents = how == "declares"
         names = {"ticks": ("_tick",), "declares": ("_declare",)}.get(how, _METHODS)
         for name in names:
             if hasattr(ledger, name):
@@ -61,6 +64,7 @@ class FickleLedger:
             if self._ledger is not None:
                 self._ledger.__dict__.pop(name, None)
         self._ledger = None
+        self.loses_intents = False
 
 
 class Holds:

@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import cache, lru_cache
 from typing import Any, Final
 
 from django.core.exceptions import MultipleObjectsReturned, ObjectDoesNotExist
@@ -173,89 +174,110 @@ Built = dict[tuple[Spec, bool], Any]
 # -- strategies -------------------------------------------------------------------------------------------------------
 
 
+# Each strategy is made once: Hypothesis spends more on making one than on drawing from it.
+
+
+@lru_cache(maxsize=None, typed=True)
+def _one_of(*values: Any) -> st.SearchStrategy[Any]:
+    return st.sampled_from(values)
+
+
+@lru_cache(maxsize=None, typed=True)
+def _some_of(*values: Any, min_size: int = 0, max_size: int, unique: bool = False) -> st.SearchStrategy[Any]:
+    return st.lists(st.sampled_from(values), min_size=min_size, max_size=max_size, unique=unique)
+
+
+@cache
+def _conditions(name: str, depth: int = 2) -> st.SearchStrategy[tuple[Any, ...]]:
+    return _conditions_on(SHAPES[name], name, depth)
+
+
+_BOOLEANS: Final = st.booleans()
+_NUMBERS: Final = {(0, last): st.integers(0, last) for last in range(1, 5)}
+# The first two have most relations.
+_NAMES: Final = st.one_of(st.just("Book"), st.just("Author"), st.sampled_from(sorted(SHAPES)))
+
+
 @st.composite
-def _conditions(draw: st.DrawFn, shape: Shape, depth: int = 2) -> tuple[Any, ...]:
-    if depth and draw(st.integers(0, 3)) == 0:
-        kind = draw(st.sampled_from(["and", "or", "not"]))
-        return (kind, *(draw(_conditions(shape, depth - 1)) for _ in range(1 if kind == "not" else 2)))
-    if shape is SHAPES["Book"] and draw(st.integers(0, 4)) == 0:
-        return "nested", draw(st.sampled_from(sorted(NESTED)))
-    path = draw(st.sampled_from(sorted(shape.paths)))
+def _conditions_on(draw: st.DrawFn, shape: Shape, name: str, depth: int) -> tuple[Any, ...]:
+    if depth and draw(_NUMBERS[0, 3]) == 0:
+        kind = draw(_one_of("and", "or", "not"))
+        return (kind, *(draw(_conditions(name, depth - 1)) for _ in range(1 if kind == "not" else 2)))
+    if shape is SHAPES["Book"] and draw(_NUMBERS[0, 4]) == 0:
+        return "nested", draw(_one_of(*sorted(NESTED)))
+    path = draw(_one_of(*sorted(shape.paths)))
     kind = shape.paths[path]
-    lookup = draw(st.sampled_from(LOOKUPS[kind]))
+    lookup = draw(_one_of(*LOOKUPS[kind]))
     pool = POOLS[kind]
     value: Any
     if lookup == "isnull":
-        value = draw(st.booleans())
+        value = draw(_BOOLEANS)
     elif lookup == "year":
-        value = draw(st.sampled_from([2020, 2021]))
+        value = draw(_one_of(2020, 2021))
     elif lookup in ("in", "range"):
-        value = tuple(draw(st.lists(st.sampled_from(pool), min_size=2, max_size=2)))
+        value = tuple(draw(_some_of(*pool, min_size=2, max_size=2)))
     else:
-        value = draw(st.sampled_from(pool))
+        value = draw(_one_of(*pool))
     return "where", path.rstrip("*"), lookup, value
 
 
 @st.composite
 def specs(draw: st.DrawFn) -> Spec:
     """Draw a Spec."""
-    # The first is drawn most often, and has most relations.
-    name = draw(st.one_of(st.just("Book"), st.just("Author"), st.sampled_from(sorted(SHAPES))))
+    name = draw(_NAMES)
     shape = SHAPES[name]
     steps: list[tuple[Any, ...]] = []
-    for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
-        steps.append((draw(st.sampled_from(["filter", "exclude"])), draw(_conditions(shape))))
+    for _ in range(draw(_one_of(0, 0, 1, 2))):
+        steps.append((draw(_one_of("filter", "exclude")), draw(_conditions(name))))
     paths = sorted(shape.paths)
     single = [path for path in paths if not path.endswith("*")]
-    form = draw(
-        st.sampled_from(["instances", "instances", "values", "tuples", "flat", "named", "group", "combined", "dates"])
-    )
+    form = draw(_one_of("instances", "instances", "values", "tuples", "flat", "named", "group", "combined", "dates"))
     if form == "dates" and name != "Book":
         form = "instances"
-    is_annotated = draw(st.integers(0, 1)) == 1
+    is_annotated = draw(_NUMBERS[0, 1]) == 1
     if shape.annotations and form != "dates" and is_annotated:
-        steps.append(("annotate", draw(st.sampled_from(shape.annotations))))
-    order = tuple(draw(st.lists(st.sampled_from(paths), max_size=2, unique=True)))
-    steps.append(("order", *(draw(st.sampled_from(["", "-"])) + path.rstrip("*") for path in order)))
+        steps.append(("annotate", draw(_one_of(*shape.annotations))))
+    order = tuple(draw(_some_of(*paths, max_size=2, unique=True)))
+    steps.append(("order", *(draw(_one_of("", "-")) + path.rstrip("*") for path in order)))
     if form == "instances":
-        if shape.select_related and draw(st.integers(0, 1)) == 1:
-            steps.append(("select_related", draw(st.sampled_from(shape.select_related))))
-        if shape.prefetch and draw(st.integers(0, 2)) == 0:
-            steps.append(("prefetch", draw(st.sampled_from(shape.prefetch))))
-        kind = draw(st.sampled_from(["", "", "only", "defer", "reverse", "distinct"]))
+        if shape.select_related and draw(_NUMBERS[0, 1]) == 1:
+            steps.append(("select_related", draw(_one_of(*shape.select_related))))
+        if shape.prefetch and draw(_NUMBERS[0, 2]) == 0:
+            steps.append(("prefetch", draw(_one_of(*shape.prefetch))))
+        kind = draw(_one_of("", "", "only", "defer", "reverse", "distinct"))
         if kind in ("only", "defer"):
             own = [path for path in single if "__" not in path]
             if not any(step[0] == "select_related" for step in steps):
-                steps.append((kind, draw(st.sampled_from(own))))
+                steps.append((kind, draw(_one_of(*own))))
         elif kind:
             steps.append((kind,))
     elif form in ("values", "tuples", "named"):
-        chosen = draw(st.lists(st.sampled_from(single), min_size=1, max_size=3, unique=True))
+        chosen = draw(_some_of(*single, min_size=1, max_size=3, unique=True))
         steps.append((form, *(path for path in chosen if not path.startswith("data"))))
     elif form == "flat":
-        steps.append((form, draw(st.sampled_from([path for path in single if not path.startswith("data")]))))
+        steps.append((form, draw(_one_of(*[path for path in single if not path.startswith("data")]))))
     elif form == "group":
-        steps.append((form, draw(st.sampled_from([path for path in paths if not path.startswith("data")])).rstrip("*")))
+        steps.append((form, draw(_one_of(*[path for path in paths if not path.startswith("data")])).rstrip("*")))
     elif form == "combined":
-        kind = draw(st.sampled_from(["union", "union all", "intersection", "difference"]))
+        kind = draw(_one_of("union", "union all", "intersection", "difference"))
         steps = [step for step in steps if step[0] not in ("order", "annotate")]
-        steps.append((kind, draw(_conditions(shape, 0)), draw(st.booleans())))
+        steps.append((kind, draw(_conditions(name, 0)), draw(_BOOLEANS)))
     elif form == "dates":
-        steps.append(("dates", draw(st.sampled_from(["year", "month"]))))
+        steps.append(("dates", draw(_one_of("year", "month"))))
     can_slice = form in ("instances", "values", "tuples", "flat", "named")
-    if can_slice and draw(st.integers(0, 2)) == 0:
-        start = draw(st.integers(0, 2))
-        steps.append(("slice", start, draw(st.sampled_from([None, start + 1, start + 3]))))
+    if can_slice and draw(_NUMBERS[0, 2]) == 0:
+        start = draw(_NUMBERS[0, 2])
+        steps.append(("slice", start, draw(_one_of(None, start + 1, start + 3))))
     ends: list[tuple[Any, ...]] = [("rows",)] * 4 + [("count",), ("exists",)]
     if form == "instances" and steps[-1][0] != "slice":
-        ends += [("first",), ("last",), ("get", draw(st.integers(0, 3))), ("bulk", draw(st.integers(0, 3)))]
+        ends += [("first",), ("last",), ("get", draw(_NUMBERS[0, 3])), ("bulk", draw(_NUMBERS[0, 3]))]
     if form in ("instances", "combined") and steps[-1][0] == "slice":
         ends += [("page", 1, 2)]
     numbers = [path.rstrip("*") for path in paths if shape.paths[path] in ("integer", "decimal", "float")]
     if form == "instances" and numbers:
-        ends.append(("aggregate", draw(st.sampled_from(sorted(AGGREGATES))), draw(st.sampled_from(numbers))))
-    key = draw(st.sampled_from([None, None, None, "shop", "shop/x"]))
-    return Spec(name, tuple(steps), draw(st.sampled_from(ends)), key, draw(st.booleans()))
+        ends.append(("aggregate", draw(_one_of(*sorted(AGGREGATES))), draw(_one_of(*numbers))))
+    key = draw(_one_of(None, None, None, "shop", "shop/x"))
+    return Spec(name, tuple(steps), draw(_one_of(*ends)), key, draw(_BOOLEANS))
 
 
 # -- evaluation -------------------------------------------------------------------------------------------------------

@@ -33,10 +33,13 @@ class Shop:
         quote = connections[self.alias].ops.quote_name
         for model in reversed(TABLES):
             fields = model._meta.local_concrete_fields
-            columns = ", ".join(quote(field.column) for field in fields if not getattr(field, "generated", False))
+            names = [quote(str(field.column)) for field in fields]
+            columns = ", ".join(
+                name for name, field in zip(names, fields, strict=True) if not getattr(field, "generated", False)
+            )
             statements.append(
                 f"INSERT INTO {_table(model)} ({columns}) SELECT {columns} FROM {_copy(model)}"
-                f" ORDER BY {quote(fields[0].column)}"  # a category comes after its parent
+                f" ORDER BY {names[0]}"  # a category comes after its parent
             )
         self._execute(*statements, "COMMIT")
 
