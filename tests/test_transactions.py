@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from live_cache.assembly import get_assembly
 from live_cache.ledger.clocks import Dependency, Reading
 from live_cache.names import clock_of, database_name
 from live_cache.writes.transactions import state_of
+from tests.cache_kinds import wait_for_hits
 from tests.testapp.models import Author, Country, Tag
 
 
@@ -235,6 +239,39 @@ def test_commit_is_done_and_its_answer_is_lost(authors: str, second_connection: 
     connection.connection = None
     assert live_names(authors) == ["New"] * 2
     assert not state_of(connection)._intents
+
+
+@pytest.mark.parametrize("is_kept", [True, False], ids=["committed late", "rolled back late"])
+def test_intent_of_a_lost_commit_goes_once_the_writer_is_over(
+    authors: str, second_connection: Callable[[str], Any], settings: Any, is_kept: bool
+) -> None:
+    """Its lease is over and the transaction is not: the intent stands. The database says that it is over: it goes."""
+    settings.LIVE_CACHE_LEASE_S = 0.2
+    other = second_connection(authors)
+    before = other.run(live_names, authors)
+    connection: Any = connections[authors]
+    connection.ensure_connection()
+    driver = connection.connection
+
+    def lose() -> None:
+        raise OperationalError("could not receive data from server: timed out")
+
+    with pytest.raises(OperationalError), transaction.atomic(using=authors):  # noqa: PT012 - the end of atomic() is what raises, or is inside
+        rename(authors)
+        connection.connection = _FailingDriver(driver, commit=lose, rollback=lose, close=lambda: None)
+    connection.close()
+    try:
+        for _ in range(3):
+            assert other.run(live_names, authors) == before
+            assert len(reading(authors).intents) == 1
+            time.sleep(0.3)
+        driver.commit() if is_kept else driver.rollback()
+        assert other.run(live_names, authors) == other.run(names, authors) == (["New"] * 2 if is_kept else before)
+        wait_for_hits(lambda: other.run(partial(copy_context().run, live_names, authors)))
+        assert reading(authors).intents == ()
+        assert other.run(live_names, authors) == other.run(names, authors)
+    finally:
+        driver.close()
 
 
 def kill(alias: str) -> None:
