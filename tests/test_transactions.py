@@ -553,6 +553,13 @@ class TestInsideTestCase(TestCase):
             Author.objects.using(alias).create(name="A0")
             assert live_names(alias) == ["A0"]
 
+    @classmethod
+    def tearDownClass(cls) -> None:
+        """Read once more what is about to be rolled back."""
+        for alias in cls.databases:
+            assert live_names(alias) == ["A0"]
+        super().tearDownClass()
+
     def check_a_test(self) -> None:
         """Read, write in autocommit and in blocks, and read again. Runs twice: the first leaves nothing behind."""
         for alias in sorted(self.databases):
@@ -595,6 +602,17 @@ class TestInsideTestCase(TestCase):
             transaction.on_commit(lambda: seen.append(live_names("default")))
             rename("default", "Called")
         assert seen == [["Called"]]
+
+
+class TestAfterTestCase(TestCase):
+    """The next class, over the same cache."""
+
+    databases = TestInsideTestCase.databases
+
+    def test_nothing_is_left(self) -> None:
+        """What was cached in the class before is not read here."""
+        for alias in sorted(self.databases):
+            assert live_names(alias) == names(alias) == []
 
 
 @pytest.mark.django_db

@@ -213,6 +213,17 @@ def test_stream(authors: str) -> None:
     check_seen(authors, write)
     with connection.cursor() as cursor:
         assert list(cursor.stream("SELECT name FROM testapp_author")) == [("Last",)]
+        # Whoever reads before the rows are taken sees no more and no less than the database.
+        rows = cursor.stream("UPDATE testapp_author SET name = 'Streamed' RETURNING id")
+        other: Any = connection.copy()
+        try:
+            with other.cursor() as asking:
+                asking.execute("SELECT name FROM testapp_author")
+                assert asking.fetchall() == [("Streamed",)]
+        finally:
+            other.close()
+        assert len(list(rows)) == 1
+    assert live_names(authors) == names(authors) == ["Streamed"]
 
 
 def test_executescript(authors: str) -> None:
