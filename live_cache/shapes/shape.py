@@ -21,6 +21,7 @@ from live_cache.shapes.conditions import ANYTHING, may_hold
 from live_cache.shapes.text_rules import text_rules_of
 from live_cache.shapes.truth import TextRules, is_comparable_field, position
 from live_cache.shapes.uses import Use, uses_of
+from live_cache.sql import normalize_table
 from live_cache.sql.outline import Outline, outline
 from live_cache.tables import models_of_tables
 
@@ -72,7 +73,12 @@ def learn_shape(compiler: Any, sql: str, connection: BaseDatabaseWrapper) -> Sha
             positions.setdefault((expression.alias, str(expression.target.column)), index)
         elif getattr(expression, "contains_aggregate", True) or getattr(expression, "contains_over_clause", True):
             is_row_by_row = False
-    joins = {alias: join for alias, join in query.alias_map.items() if query.alias_refcount.get(alias)}
+    # Not by the reference counts, which the compiler has set back: what compiling added would be missing.
+    joins = {
+        alias: join
+        for alias, join in query.alias_map.items()
+        if normalize_table(join.table_name) in found.tables.get(alias, ())
+    }
     return Shape(
         found,
         joins,
