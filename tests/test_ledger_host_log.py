@@ -256,6 +256,34 @@ for number in range(200):
     assert all(map(is_whole, told))
 
 
+def test_log_that_is_overwritten_while_it_is_copied(ledger: HostLedger) -> None:
+    """A reader whose records are overwritten under his hands gets none of the new bytes for an old seq."""
+    before = settle(ledger)
+    other = HostLedger(ledger.directory, lease_s=1000)
+    n_records = 64
+    for number in range(n_records):
+        ledger.tick({CLOCK: ROWS}, records={CLOCK: whole_record(f"old {number}", 32_000)})
+    found = ledger._maps[CLOCK]
+    memory: Any = found.memory
+    interrupted: list[int] = []
+
+    class Interrupted:
+        def __getitem__(self, index: Any) -> Any:
+            if not interrupted and isinstance(index, slice) and index.start >= host_clock.RING_START:
+                interrupted.append(index.start)
+                for number in range(5):
+                    other.tick({CLOCK: ROWS}, records={CLOCK: whole_record(f"new {number}", 31_000)})
+            return memory[index]
+
+    found.memory = Interrupted()  # type: ignore[assignment]  # as usual, but slow
+    records = ledger.log(CLOCK, before.epoch, before.seq, before.seq + n_records)
+    assert interrupted
+    assert records is None
+    kept = ledger.log(CLOCK, before.epoch, before.seq + 10, before.seq + n_records)
+    assert kept == [whole_record(f"old {number}", 32_000) for number in range(10, n_records)]
+    other.close()
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_child_reads_and_writes_the_same_log(ledger: HostLedger) -> None:
     """After a fork parent and child tell each other."""

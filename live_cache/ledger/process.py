@@ -128,7 +128,7 @@ class ProcessLedger(Ledger):
             state = self._clocks.get(clock)
             if state is None or state.epoch != epoch or until > state.seq:
                 return None
-            if after < max(state.forgotten, state.seq - LOG_LENGTH):
+            if after < state.forgotten:
                 return None
             return [state.log.get(seq, b"") for seq in range(after + 1, until + 1)]
 

@@ -102,6 +102,8 @@ class LogTests(LedgerCase):
         for after in (before.seq, before.seq + 4):
             assert view.log(CLOCK, before.epoch, after, end + 5) is None
         assert texts[5:] == view.log(CLOCK, before.epoch, before.seq + 5, end + 5)
+        ledger.tick({CLOCK: {5}})  # where the log of a fixed length has an old record
+        assert [texts[-1], b""] == self.make_ledger().log(CLOCK, before.epoch, end + 4, end + 6)
 
     def test_log_of_long_records(self, ledger: Ledger) -> None:
         """The bytes of a log are bounded: what went for them is known to be gone, and what is there is whole."""
