@@ -8,6 +8,7 @@ nothing, in any state of the database.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -33,7 +34,7 @@ from live_cache.shapes.truth import (
     negation,
 )
 
-__all__ = ["ANYTHING", "All", "Condition", "OneOf", "may_hold", "read_where", "surely_holds", "values_of"]
+__all__ = ["ANYTHING", "All", "Condition", "OneOf", "atoms_of", "column_of", "may_hold", "read_where", "values_of"]
 
 _ABSENT: Final = object()
 _ORDERS: Final[dict[type, tuple[str, frozenset[int]]]] = {
@@ -57,11 +58,6 @@ class Condition(Protocol):
 def may_hold(condition: Condition, image: Image | None, text: TextRules) -> bool:
     """Return whether the row may fulfil *condition*; True if the row is not known."""
     return image is None or bool(condition.truth(image, text) & TRUE)
-
-
-def surely_holds(condition: Condition, image: Image | None, text: TextRules) -> bool:
-    """Return whether the row surely fulfils *condition*."""
-    return image is not None and condition.truth(image, text) == TRUE
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +219,33 @@ def read_where(where: WhereNode, alias: str) -> Condition:
     """Return what *where* says of the rows of *alias*."""
     condition = _read(where, alias)
     return condition if _says_something(condition) else ANYTHING
+
+
+def atoms_of(where: WhereNode, alias: str) -> tuple[Counter[str], tuple[Condition, ...]]:
+    """
+    Return what of *where* is understood of the rows of *alias*: how often it names each column, and the conditions.
+
+    What stands beside them in ORs and below NOTs does not matter here: whether they hold is all that *where* takes from
+    these columns, as often as it names them in this way.
+    """
+    counts: Counter[str] = Counter()
+    atoms: list[Condition] = []
+    to_visit: list[Any] = [where]
+    while to_visit:
+        node = to_visit.pop()
+        if type(node) is WhereNode:
+            to_visit += node.children
+            continue
+        condition = _read(node, alias)
+        if condition is not ANYTHING:
+            counts[str(node.lhs.target.column)] += 1
+            atoms += condition.parts if isinstance(condition, All) else [condition]
+    return counts, tuple(atoms)
+
+
+def column_of(condition: Condition) -> str:
+    """Return the column of one of atoms_of()."""
+    return str(getattr(condition, "column", ""))
 
 
 def values_of(condition: Condition) -> Mapping[str, tuple[Any, ...]]:

@@ -17,9 +17,9 @@ from django.db import models
 from django.db.models import expressions
 
 from live_cache.changes import Image, RowChange
-from live_cache.shapes.conditions import ANYTHING, may_hold
+from live_cache.shapes.conditions import ANYTHING, column_of, may_hold
 from live_cache.shapes.text_rules import text_rules_of
-from live_cache.shapes.truth import TextRules, is_comparable_field, position
+from live_cache.shapes.truth import FALSE, NULL, TRUE, TextRules, is_comparable_field, position
 from live_cache.shapes.uses import Use, uses_of
 from live_cache.sql import normalize_table
 from live_cache.sql.outline import Outline, outline
@@ -73,6 +73,11 @@ def learn_shape(compiler: Any, sql: str, connection: BaseDatabaseWrapper) -> Sha
             positions.setdefault((expression.alias, str(expression.target.column)), index)
         elif getattr(expression, "contains_aggregate", True) or getattr(expression, "contains_over_clause", True):
             is_row_by_row = False
+    sort = _sort(compiler) if found.is_plain else None
+    if sort is not None:  # then it is known what the SQL names by its position
+        found.orders_by_name = False
+        for each in sort:
+            found.order.setdefault(each.alias, set()).add(each.column)
     # Not by the reference counts, which the compiler has set back: what compiling added would be missing.
     joins = {
         alias: join
@@ -84,7 +89,7 @@ def learn_shape(compiler: Any, sql: str, connection: BaseDatabaseWrapper) -> Sha
         joins,
         positions if is_row_by_row else {},
         is_row_by_row,
-        _sort(compiler) if found.is_plain and not found.orders_by_name else None,
+        sort,
         all(_is_to_one(join) for join in joins.values()),
         text_rules_of(connection),
         bool(connection.features.supports_foreign_keys),
@@ -110,7 +115,7 @@ def _sort(compiler: Any) -> tuple[SortColumn, ...] | None:
     columns = []
     for expression, _ in compiler.get_order_by():
         column = expression.expression
-        if type(column) is expressions.Ref:
+        if isinstance(column, expressions.Ref):
             (column,) = column.get_source_expressions()
         if type(column) is not expressions.Col or not is_comparable_field(column.target):
             return None
@@ -191,8 +196,13 @@ class Scope:
         columns = change.columns if change.kind == "update" else None
         is_counted = self.purpose in ("count", "exists") and self.shape.is_row_by_row and use.is_outermost
         looked_at = use.membership if is_counted else use.columns
-        if columns is not None and columns.isdisjoint(looked_at):
-            return ""
+        is_unmoved = False
+        if columns is not None:
+            if columns.isdisjoint(looked_at):
+                return ""
+            is_unmoved = self._is_unmoved(use, change, columns & use.membership)
+            if is_unmoved and (is_counted or columns.isdisjoint(use.shown | use.order)):
+                return ""
         condition, text = use.condition, self.shape.text
         was_in = change.kind != "insert" and may_hold(condition, change.before, text)
         is_in = change.kind != "delete" and may_hold(condition, change.after, text)
@@ -203,10 +213,24 @@ class Scope:
         if self.purpose == "exists" and is_counted and self._excludes_existence(view, was_in=was_in, is_in=is_in):
             return ""
         if self.purpose == "rows" and self.shape.is_row_by_row and use.is_outermost:
-            cause = self._cause_in_rows(use, change, columns, view, was_in=was_in, is_in=is_in)
+            cause = self._cause_in_rows(use, change, view, was_in=was_in, is_in=is_in, is_unmoved=is_unmoved)
             if cause is not None:
                 return cause
         return "table" if condition is ANYTHING else "bucket"
+
+    def _is_unmoved(self, use: Use, change: RowChange, columns: frozenset[str]) -> bool:
+        """Return whether all that decides whether the row is in the result is as it was, though *columns* changed."""
+        if not columns:
+            return True
+        before, after = change.before, change.after
+        if before is None or after is None or not columns <= use.atom_columns:
+            return False
+        for atom in use.atoms:
+            if column_of(atom) in columns:
+                truth = atom.truth(before, self.shape.text)
+                if truth not in (FALSE, NULL, TRUE) or truth != atom.truth(after, self.shape.text):
+                    return False
+        return True
 
     def _excludes_existence(self, view: View, *, was_in: bool, is_in: bool) -> bool:
         """Return whether a yes stays a yes, or a no a no: only for a query of one table."""
@@ -216,23 +240,41 @@ class Scope:
         return not was_in if exists else not is_in
 
     def _cause_in_rows(
-        self, use: Use, change: RowChange, columns: frozenset[str] | None, view: View, *, was_in: bool, is_in: bool
+        self, use: Use, change: RowChange, view: View, *, was_in: bool, is_in: bool, is_unmoved: bool
     ) -> str | None:
         """Return what is known of *change* because the rows of the result are; None if that is nothing."""
-        if change.kind == "update" and columns is not None and columns.isdisjoint(use.membership):
-            is_sorted_anew = not columns.isdisjoint(use.order)
-            if not (is_sorted_anew and self.is_limited):
-                # It is in the result as it was in it: what the result shows of it is all that could change.
-                is_shown = self._is_shown(use, change, view)
-                if is_shown is not None:
-                    return "row" if is_shown else ""
+        columns = change.columns
+        is_sorted_anew = columns is None or not columns.isdisjoint(use.order)
+        if is_unmoved and not (is_sorted_anew and self.is_limited):
+            # It is in the result if it was in it: what the result shows of it is all that could change.
+            is_shown = self._is_shown(use, change, view)
+            if is_shown is not None:
+                return "row" if is_shown else ""
         if use.partner is not None and self._misses_partner(use, use.partner, change, view):
             return ""
-        if use.is_base and self.window is not None:
-            is_same_set = change.kind == "update" and columns is not None and columns.isdisjoint(use.membership)
-            if self._is_beyond(change, view, was_in=was_in, is_in=is_in, is_same_set=is_same_set):
+        if not use.is_base:
+            return None
+        if was_in and self._was_absent(use, change, view):
+            was_in = False
+            is_in = is_in and not is_unmoved
+            if not is_in:
                 return ""
-        return None
+        is_beyond = self._is_beyond(change, view, was_in=was_in, is_in=is_in, is_same_set=is_unmoved)
+        return "" if is_beyond else None
+
+    def _was_absent(self, use: Use, change: RowChange, view: View) -> bool:
+        """Return whether the row was surely not in the result: it would be shown if it was, and it is not."""
+        if self._is_shown(use, change, view) is not False:
+            return False
+        if not self.is_limited:
+            return True
+        window, rows = self.window, view.rows
+        if window is None or not rows or change.before is None:
+            return False
+        is_open = window.size is None or len(rows) < window.size
+        is_before_end = is_open or self._order(window, change.before, rows[-1]) == -1
+        is_after_begin = window.low == 0 or self._order(window, change.before, rows[0]) == 1
+        return is_before_end and is_after_begin
 
     def _is_shown(self, use: Use, change: RowChange, view: View) -> bool | None:
         if change.key is None:
@@ -259,7 +301,7 @@ class Scope:
         """Return whether the row stays on one side of the window, so that the window shows what it has shown."""
         window = self.window
         rows = view.rows
-        if window is None or not rows:
+        if window is None or not rows or not self.shape.is_one_to_one:
             return False
         sides = [
             self._side(window, image, rows)
@@ -273,14 +315,18 @@ class Scope:
 
     def _side(self, window: _Window, image: Image | None, rows: Sequence[tuple[Any, ...]]) -> int:
         """Return -1 or 1 if a row surely stands before or after all of *rows*, else 0."""
-        if image is None or any(column not in image for column in window.columns):
+        if image is None:
             return 0
+        if self._order(window, image, rows[0]) == -1:
+            return -1
+        return 1 if self._order(window, image, rows[-1]) == 1 else 0
+
+    def _order(self, window: _Window, image: Image, row: tuple[Any, ...]) -> int | None:
+        """Return -1 or 1 if a row of the table surely stands before or after *row* of the result; else None."""
+        if any(column not in image for column in window.columns):
+            return None
         key = [image[column] for column in window.columns]
-        for row, side in ((rows[0], -1), (rows[-1], 1)):
-            other = [row[at] for at in window.positions]
-            if position(key, other, window.are_descending, self.shape.text) == side:
-                return side
-        return 0
+        return position(key, [row[at] for at in window.positions], window.are_descending, self.shape.text)
 
 
 def scope_of(query: Query, shape: Shape, purpose: Purpose) -> Scope:
@@ -292,7 +338,7 @@ def scope_of(query: Query, shape: Shape, purpose: Purpose) -> Scope:
 
 def _window(query: Query, shape: Shape) -> _Window | None:
     sort = shape.sort
-    if not sort or not shape.is_row_by_row or not shape.is_one_to_one:
+    if not sort or not shape.is_row_by_row:
         return None
     base = shape.outline.base_alias
     positions = [shape.positions.get((column.alias, column.column), -1) for column in sort]

@@ -15,7 +15,7 @@ from django.db import models
 from django.db.models.sql.constants import INNER
 from django.db.models.sql.query import Query
 
-from live_cache.shapes.conditions import ANYTHING, All, Condition, OneOf, read_where, values_of
+from live_cache.shapes.conditions import ANYTHING, All, Condition, OneOf, atoms_of, read_where, values_of
 from live_cache.shapes.truth import is_comparable_field
 from live_cache.sql import normalize_table
 
@@ -35,8 +35,14 @@ class Use:
     """All that is looked at."""
     membership: frozenset[str]
     """What decides which rows are in the result: all but what is only shown, and what is only sorted by."""
+    shown: frozenset[str]
+    """What the outermost SELECT list names, and what may be a column of any table."""
     order: frozenset[str]
     """What the outermost ORDER BY names."""
+    atoms: tuple[Condition, ...]
+    """Simple conditions of the WHERE on single columns, wherever in it they stand."""
+    atom_columns: frozenset[str]
+    """Columns that the query names nowhere but in these, in its SELECT list and in its ORDER BY."""
     condition: Condition
     """What a row of the table must fulfil to have any part in the result."""
     is_outermost: bool
@@ -90,7 +96,10 @@ def _any_use(table: str, outline: Outline) -> Use:
         _ANY_ALIAS,
         frozen,
         membership=frozen,
-        order=frozenset(),
+        shown=frozen,
+        order=frozen,
+        atoms=(),
+        atom_columns=frozenset(),
         condition=ANYTHING,
         is_outermost=False,
         is_base=False,
@@ -148,12 +157,18 @@ def _uses_in(
         membership = body
         if not is_outermost or outline.orders_by_name or query.distinct or query.group_by is not None:
             membership = shown | body | order
+        counts, atoms = atoms_of(query.where, alias)
         yield Use(
             normalize_table(join.table_name),
             alias,
             columns=frozenset(shown | body | order),
             membership=frozenset(membership),
+            shown=frozenset(shown | unknown),
             order=frozenset(order),
+            atoms=atoms,
+            atom_columns=frozenset(
+                column for column, count in counts.items() if outline.counts[alias, column] == count
+            ),
             condition=conditions[alias],
             is_outermost=is_outermost,
             is_base=is_outermost and alias == outline.base_alias,

@@ -39,6 +39,8 @@ class Outline:
     """Columns between FROM and ORDER BY, those of subqueries in the SELECT list, by alias."""
     order: Columns = field(default_factory=dict)
     """Columns of the outermost ORDER BY, by alias."""
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How often the SQL names each alias and column, anywhere but in its outermost SELECT list and ORDER BY."""
     tables: dict[str, set[str]] = field(default_factory=dict)
     """Tables, normalised, by alias. One alias may be used twice, in two subqueries."""
     uses: Counter[str] = field(default_factory=Counter)
@@ -87,7 +89,10 @@ def outline(sql: str) -> Outline:
         elif _is_name(token):
             if i + 2 < count and tokens[i + 1] == "." and _is_name(tokens[i + 2]):
                 target = found.body if depth and section is found.shown and _is_in_select(words, i) else section
-                target.setdefault(_unquoted(token), set()).add(_unquoted(tokens[i + 2]))
+                alias, column = _unquoted(token), _unquoted(tokens[i + 2])
+                target.setdefault(alias, set()).add(column)
+                if target is found.body:
+                    found.counts[alias, column] += 1
                 i += 3
                 continue
             if section is found.order and depth == 0 and word not in _ORDER_WORDS:
@@ -107,7 +112,9 @@ def _take_table(found: Outline, tokens: list[str], words: list[str], i: int) -> 
     i += 1
     while i + 1 < len(tokens) and tokens[i] == "." and _is_name(tokens[i + 1]):
         # A schema stood before it; or it is a column, as in EXTRACT(year FROM "t"."c").
-        found.body.setdefault(_unquoted(name), set()).add(_unquoted(tokens[i + 1]))
+        column = _unquoted(tokens[i + 1])
+        found.body.setdefault(_unquoted(name), set()).add(column)
+        found.counts[_unquoted(name), column] += 1
         name = tokens[i + 1]
         i += 2
     table = normalize_table(name)
