@@ -34,7 +34,18 @@ from live_cache.shapes.truth import (
     negation,
 )
 
-__all__ = ["ANYTHING", "All", "Condition", "OneOf", "atoms_of", "column_of", "may_hold", "read_where", "values_of"]
+__all__ = [
+    "ANYTHING",
+    "All",
+    "Condition",
+    "OneOf",
+    "atoms_of",
+    "column_of",
+    "may_hold",
+    "own_part",
+    "read_where",
+    "values_of",
+]
 
 _ABSENT: Final = object()
 _ORDERS: Final[dict[type, tuple[str, frozenset[int]]]] = {
@@ -241,6 +252,23 @@ def atoms_of(where: WhereNode, alias: str) -> tuple[Counter[str], tuple[Conditio
             counts[str(node.lhs.target.column)] += 1
             atoms += condition.parts if isinstance(condition, All) else [condition]
     return counts, tuple(atoms)
+
+
+def own_part(condition: Condition) -> Condition | None:
+    """
+    Return what *condition* says of the row alone, if it is joined to all else by AND; None if it is mixed with it.
+
+    A row that fulfils this and still has no part in the result fails by what stands beside it.
+    """
+    parts = condition.parts if isinstance(condition, All) else (condition,)
+    own = tuple([part for part in parts if part is not ANYTHING])
+    return All(own) if own and not any(map(_is_mixed, own)) else None
+
+
+def _is_mixed(condition: Condition) -> bool:
+    if isinstance(condition, All | _Any):
+        return any(map(_is_mixed, condition.parts))
+    return _is_mixed(condition.part) if isinstance(condition, _Not) else condition is ANYTHING
 
 
 def column_of(condition: Condition) -> str:

@@ -17,7 +17,8 @@ from django.db import models
 from django.db.models import expressions
 
 from live_cache.changes import Image, RowChange
-from live_cache.shapes.conditions import ANYTHING, column_of, may_hold
+from live_cache.shapes.conditions import ANYTHING, column_of, may_hold, own_part
+from live_cache.shapes.select_list import distinct_values, groups_of
 from live_cache.shapes.text_rules import text_rules_of
 from live_cache.shapes.truth import FALSE, NULL, TRUE, TextRules, is_comparable_field, position
 from live_cache.shapes.uses import Use, uses_of
@@ -54,8 +55,12 @@ class Shape:
     """Where a row of the result has the value of a column, by alias and column."""
     is_row_by_row: bool
     """Whether each row of the result shows one row of each table, and nothing of any other."""
-    sort: tuple[SortColumn, ...] | None
-    """None if the order is not one of plain columns. Empty for no order."""
+    sort: tuple[SortColumn, ...]
+    """The plain columns that the outermost ORDER BY begins with."""
+    groups: tuple[tuple[str, int], ...]
+    """Columns of the base table that rows are grouped by, each with its position; empty if that is not all."""
+    distinct: tuple[Callable[[Image], Any], ...]
+    """For a DISTINCT over the base table alone: what gives the values that a row shows. Empty if that is not known."""
     is_one_to_one: bool
     """Whether no join gives a row of the base table more than one row of the result."""
     text: TextRules
@@ -73,8 +78,8 @@ def learn_shape(compiler: Any, sql: str, connection: BaseDatabaseWrapper) -> Sha
             positions.setdefault((expression.alias, str(expression.target.column)), index)
         elif getattr(expression, "contains_aggregate", True) or getattr(expression, "contains_over_clause", True):
             is_row_by_row = False
-    sort = _sort(compiler) if found.is_plain else None
-    if sort is not None:  # then it is known what the SQL names by its position
+    sort, is_all = _sort(compiler) if found.is_plain else ((), False)
+    if is_all:  # then it is known what the SQL names by its position
         found.orders_by_name = False
         for each in sort:
             found.order.setdefault(each.alias, set()).add(each.column)
@@ -90,6 +95,8 @@ def learn_shape(compiler: Any, sql: str, connection: BaseDatabaseWrapper) -> Sha
         positions if is_row_by_row else {},
         is_row_by_row,
         sort,
+        groups_of(compiler, found),
+        distinct_values(compiler, found),
         all(_is_to_one(join) for join in joins.values()),
         text_rules_of(connection),
         bool(connection.features.supports_foreign_keys),
@@ -104,23 +111,26 @@ def shape_of_aggregate(query: Query, sql: str, connection: BaseDatabaseWrapper) 
         joins,
         {},
         is_row_by_row=False,
-        sort=None,
+        sort=(),
+        groups=(),
+        distinct=(),
         is_one_to_one=False,
         text=text_rules_of(connection),
         enforces_foreign_keys=bool(connection.features.supports_foreign_keys),
     )
 
 
-def _sort(compiler: Any) -> tuple[SortColumn, ...] | None:
-    columns = []
+def _sort(compiler: Any) -> tuple[tuple[SortColumn, ...], bool]:
+    """Return the plain columns that the ORDER BY begins with, and whether that is all of it."""
+    columns: list[SortColumn] = []
     for expression, _ in compiler.get_order_by():
         column = expression.expression
         if isinstance(column, expressions.Ref):
             (column,) = column.get_source_expressions()
         if type(column) is not expressions.Col or not is_comparable_field(column.target):
-            return None
+            return tuple(columns), False
         columns.append(SortColumn(column.alias, str(column.target.column), expression.descending))
-    return tuple(columns)
+    return tuple(columns), True
 
 
 def _is_to_one(join: Any) -> bool:
@@ -212,6 +222,13 @@ class Scope:
             return ""  # the row that refers to it changes too, and is judged itself
         if self.purpose == "exists" and is_counted and self._excludes_existence(view, was_in=was_in, is_in=is_in):
             return ""
+        if (
+            self.purpose == "rows"
+            and use.is_base
+            and not self.is_limited
+            and (self._is_no_news(change, view) or self._has_no_group(use, change, view))
+        ):
+            return ""
         if self.purpose == "rows" and self.shape.is_row_by_row and use.is_outermost:
             cause = self._cause_in_rows(use, change, view, was_in=was_in, is_in=is_in, is_unmoved=is_unmoved)
             if cause is not None:
@@ -238,6 +255,37 @@ class Scope:
             return False
         exists = bool(view.rows[0][0])
         return not was_in if exists else not is_in
+
+    def _is_no_news(self, change: RowChange, view: View) -> bool:
+        """Return whether a row is added to a DISTINCT that shows already what it would show of it."""
+        functions = self.shape.distinct
+        if not functions or change.kind != "insert" or change.after is None:
+            return False
+        try:
+            row = tuple([function(change.after) for function in functions])
+            return row in view.values(tuple(range(len(functions))))
+        except (LookupError, TypeError, ValueError, OverflowError):  # a value that is not known, or not as expected
+            return False
+
+    def _has_no_group(self, use: Use, change: RowChange, view: View) -> bool:
+        """
+        Return whether the row had no part in a grouped result, and so, as what has changed cannot matter, has none.
+
+        It fulfilled all that is asked of its own columns, and still its group is not shown: so it is the rows that it
+        refers to that do not fulfil what is asked of them.
+        """
+        groups, columns, before = self.shape.groups, change.columns, change.before
+        own = own_part(use.condition)
+        if not groups or before is None or own is None or change.kind == "insert":
+            return False
+        names, positions = zip(*groups, strict=True)
+        if any(before.get(name) is None for name in names) or own.truth(before, self.shape.text) != TRUE:
+            return False
+        if change.kind == "update" and (
+            columns is None or not columns.isdisjoint(names) or not columns & use.body <= use.atom_columns
+        ):
+            return False
+        return tuple([before[name] for name in names]) not in view.values(positions)
 
     def _cause_in_rows(
         self, use: Use, change: RowChange, view: View, *, was_in: bool, is_in: bool, is_unmoved: bool
@@ -337,20 +385,19 @@ def scope_of(query: Query, shape: Shape, purpose: Purpose) -> Scope:
 
 
 def _window(query: Query, shape: Shape) -> _Window | None:
-    sort = shape.sort
-    if not sort or not shape.is_row_by_row:
+    if not shape.is_row_by_row:
         return None
-    base = shape.outline.base_alias
-    positions = [shape.positions.get((column.alias, column.column), -1) for column in sort]
-    if -1 in positions or any(column.alias != base for column in sort):
+    known = []
+    for column in shape.sort:  # rows that are alike in the first columns stand in an order that is not known
+        at = shape.positions.get((column.alias, column.column))
+        if at is None or column.alias != shape.outline.base_alias:
+            break
+        known.append((column.column, at, column.is_descending))
+    if not known:
         return None
-    return _Window(
-        query.low_mark,
-        None if query.high_mark is None else query.high_mark - query.low_mark,
-        tuple([column.column for column in sort]),
-        tuple(positions),
-        tuple([column.is_descending for column in sort]),
-    )
+    columns, positions, are_descending = zip(*known, strict=True)
+    size = None if query.high_mark is None else query.high_mark - query.low_mark
+    return _Window(query.low_mark, size, columns, positions, are_descending)
 
 
 def _key_columns(table: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ of a table, the table has no conditions: any of its rows may have a part.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +34,8 @@ class Use:
     alias: str
     columns: frozenset[str]
     """All that is looked at."""
+    body: frozenset[str]
+    """What is named anywhere but in the outermost SELECT list and ORDER BY, and what may be a column of any table."""
     membership: frozenset[str]
     """What decides which rows are in the result: all but what is only shown, and what is only sorted by."""
     shown: frozenset[str]
@@ -95,6 +98,7 @@ def _any_use(table: str, outline: Outline) -> Use:
         table,
         _ANY_ALIAS,
         frozen,
+        body=frozen,
         membership=frozen,
         shown=frozen,
         order=frozen,
@@ -150,31 +154,65 @@ def _uses_in(
     conditions = _conditions(query, joins)
     unknown = _unknown_columns(outline)
     is_outermost = is_outermost and outline.is_plain and outline.base_alias in joins
+    idle: Counter[tuple[str, str]] = Counter()
+    if is_outermost:
+        idle = _idle_keys(joins, outline, enforces_foreign_keys=enforces_foreign_keys)
     for alias, join in joins.items():
-        shown = _columns(outline.shown, alias)
-        body = _columns(outline.body, alias) | unknown
+        shown = set(_columns(outline.shown, alias))
+        body = _columns(outline.body, alias)
+        counts = {column: outline.counts[alias, column] - idle[alias, column] for column in body}
+        shown |= {column for column, count in counts.items() if not count}
+        body = {column for column, count in counts.items() if count} | unknown
         order = _columns(outline.order, alias)
         membership = body
         if not is_outermost or outline.orders_by_name or query.distinct or query.group_by is not None:
             membership = shown | body | order
-        counts, atoms = atoms_of(query.where, alias)
+        understood, atoms = atoms_of(query.where, alias)
         yield Use(
             normalize_table(join.table_name),
             alias,
             columns=frozenset(shown | body | order),
+            body=frozenset(body),
             membership=frozenset(membership),
             shown=frozenset(shown | unknown),
             order=frozenset(order),
             atoms=atoms,
-            atom_columns=frozenset(
-                column for column, count in counts.items() if outline.counts[alias, column] == count
-            ),
+            atom_columns=frozenset(column for column, count in understood.items() if counts.get(column) == count),
             condition=conditions[alias],
             is_outermost=is_outermost,
             is_base=is_outermost and alias == outline.base_alias,
             is_anchored=is_outermost and enforces_foreign_keys and _is_anchored(join),
             partner=_partner(join) if is_outermost else None,
         )
+
+
+def _idle_keys(joins: Mapping[str, Any], outline: Outline, *, enforces_foreign_keys: bool) -> Counter[tuple[str, str]]:
+    """
+    Return how often each foreign key is named only to fetch what is shown of the row that it refers to.
+
+    Such a join neither adds nor removes a row of the result, so the foreign key decides no more than what is shown.
+    """
+    idle: Counter[tuple[str, str]] = Counter()
+    for alias, join in reversed(list(joins.items())):  # what is joined to a table stands behind it
+        if not _is_to_referred(join) or len(outline.tables.get(alias, ())) != 1:
+            continue
+        ((lhs, rhs),) = join.join_fields
+        is_safe = join.join_type != INNER or (enforces_foreign_keys and _is_anchored(join) and not lhs.null)
+        named = {column: outline.counts[alias, column] - idle[alias, column] for column in outline.body.get(alias, ())}
+        named[rhs.column] = named.get(rhs.column, 1) - 1
+        if is_safe and not any(named.values()) and not outline.order.get(alias):
+            idle[join.parent_alias, lhs.column] += 1
+    return idle
+
+
+def _is_to_referred(join: Any) -> bool:
+    """Return whether *join* goes from a foreign key to the one row that it refers to."""
+    field = getattr(join, "join_field", None)
+    return (
+        isinstance(field, models.ForeignKey)
+        and getattr(join, "filtered_relation", None) is None
+        and [(lhs, rhs) for lhs, rhs in join.join_fields or ()] == [(field, field.target_field)]
+    )
 
 
 def _columns(section: Columns, alias: str) -> set[str]:
@@ -228,13 +266,7 @@ def _carry_over_joins(joins: Mapping[str, Any], required: set[str], conditions: 
 
 def _is_anchored(join: Any) -> bool:
     """Return whether *join* goes from a foreign key, which the database enforces, to the row that it refers to."""
-    field = getattr(join, "join_field", None)
-    return (
-        isinstance(field, models.ForeignKey)
-        and getattr(field, "db_constraint", False)
-        and getattr(join, "filtered_relation", None) is None
-        and [(lhs, rhs) for lhs, rhs in join.join_fields or ()] == [(field, field.target_field)]
-    )
+    return _is_to_referred(join) and bool(getattr(join.join_field, "db_constraint", False))
 
 
 def _partner(join: Any) -> tuple[str, str, str] | None:
