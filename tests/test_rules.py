@@ -21,7 +21,7 @@ from live_cache import live, reader
 from live_cache.assembly import get_assembly
 from live_cache.ledger import fences
 from live_cache.ledger.base import Ledger
-from live_cache.ledger.clocks import NEWBORN, Dependency, Reading, Stamp, is_fresh
+from live_cache.ledger.clocks import NEWBORN, Dependency, Reading, Stamp, Witness, is_fresh
 from live_cache.sql import Statement, StatementKind, classify
 from live_cache.writes import guard
 from live_cache.writes.transactions import ConnectionState, state_of
@@ -263,21 +263,28 @@ def run_what_is_not_understood(stage: Stage) -> None:
 
 def ignore_epochs(patch: pytest.MonkeyPatch) -> None:
 
-    def judge(stamps: Sequence[Stamp], readings: Sequence[Reading], dependencies: Sequence[Dependency]) -> bool:
+    def judge(
+        stamps: Sequence[Stamp],
+        readings: Sequence[Reading],
+        dependencies: Sequence[Dependency],
+        witness: Witness | None = None,
+    ) -> bool:
         renewed = [replace(s, epoch=r.epoch) for s, r in zip(stamps, readings, strict=True)]
-        return is_fresh(renewed, readings, dependencies)
+        return is_fresh(renewed, readings, dependencies, witness)
 
     patch.setattr(reader, "is_fresh", judge)
 
 
 def ignore_slots(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        reader, "is_fresh", lambda s, r, d: is_fresh(s, [replace(x, slots=(0,) * len(x.slots)) for x in r], d)
+        reader,
+        "is_fresh",
+        lambda s, r, d, w=None: is_fresh(s, [replace(x, slots=(0,) * len(x.slots)) for x in r], d, w),
     )
 
 
 def ignore_intents(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(reader, "is_fresh", lambda s, r, d: is_fresh(s, [replace(x, intents=()) for x in r], d))
+    patch.setattr(reader, "is_fresh", lambda s, r, d, w=None: is_fresh(s, [replace(x, intents=()) for x in r], d, w))
 
 
 def share_readings(patch: pytest.MonkeyPatch) -> None:
@@ -315,20 +322,24 @@ def overlook_the_unknown(patch: pytest.MonkeyPatch) -> None:
 
 
 def write_without_a_transaction(patch: pytest.MonkeyPatch) -> None:
-    def run_write(state: ConnectionState, statement: Statement, run: Callable[[], Any], *args: Any, **kw: Any) -> Any:
-        result = run()
-        state.tick_now(statement.written)
+    def run_write(state: ConnectionState, sending: Any, **kwargs: Any) -> Any:
+        result = sending.run()
+        state.tick_now(sending.statement.written)
         return result
 
     patch.setattr(guard, "_run_write", run_write)
+
+
+def _retract_intents(state: ConnectionState) -> None:
+    for ledger, intent_id in state._intents:
+        ledger.retract([info.clock for info in ledger.clocks()], intent_id)
 
 
 def tick_after_callbacks(patch: pytest.MonkeyPatch) -> None:
     tick = ConnectionState._tick
 
     def later(self: ConnectionState, changes: Any, *args: Any, **kwargs: Any) -> None:
-        for ledger, intent_id in self._intents:
-            ledger.retract(tuple(changes), intent_id)
+        _retract_intents(self)
         on_commit: Any = self.connection.run_on_commit
         on_commit.append((set(), lambda: tick(self, changes, *args, **kwargs), False))
 
@@ -340,8 +351,7 @@ def retract_on_doubt(patch: pytest.MonkeyPatch) -> None:
         try:
             return run(commit)
         except Error:
-            for ledger, intent_id in state._intents:
-                ledger.retract(tuple(state._declared), intent_id)
+            _retract_intents(state)
             raise
 
     for connection in connections.all(initialized_only=True):
