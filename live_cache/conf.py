@@ -17,6 +17,7 @@ DEFAULTS: Final[Mapping[str, Any]] = {
     "LIVE_CACHE_ENABLED": True,
     "LIVE_CACHE_LEASE_S": 10.0,
     "LIVE_CACHE_ON_LEDGER_LOSS": "serve",
+    "LIVE_CACHE_PRECISE": True,
     "LIVE_CACHE_TENANT": None,
     "LIVE_CACHE_UNMANAGED_TABLES": {},
     "LIVE_CACHE_WRITING_FUNCTIONS": (),
@@ -41,6 +42,11 @@ class Settings:
     def on_ledger_loss(self) -> Literal["serve", "refuse"]:
         """LIVE_CACHE_ON_LEDGER_LOSS: whether a commit goes on while the ledger is out of reach."""
         return cast("Literal['serve', 'refuse']", self.raw("LIVE_CACHE_ON_LEDGER_LOSS"))
+
+    @property
+    def precise(self) -> bool:
+        """LIVE_CACHE_PRECISE: False tells each write as one of its whole table, without looking at the rows."""
+        return bool(self.raw("LIVE_CACHE_PRECISE"))
 
     @property
     def tenant(self) -> Callable[[str], str] | None:

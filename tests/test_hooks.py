@@ -10,6 +10,7 @@ from django.core.checks import run_checks
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.sqlite3.base import DatabaseWrapper as SQLiteWrapper
+from django.db.models.sql import Query, compiler
 
 from live_cache.writes import hooks
 from live_cache.writes.guard import guard
@@ -35,6 +36,12 @@ def _begin_past_the_hook(self: Any, autocommit: bool, *args: Any, **kwargs: Any)
     self.autocommit = autocommit
 
 
+def _compile_past_the_hook(
+    self: Any, using: str | None = None, connection: Any = None, elide_empty: bool = True
+) -> Any:
+    return getattr(compiler, self.compiler)(self, connection or connections[using or "default"], using, elide_empty)
+
+
 CHANGES: dict[str, tuple[type, str, Callable[..., Any], set[str]]] = {
     "commit": (BaseDatabaseWrapper, "commit", _commit_past_the_hook, {"_commit"}),
     "rollback": (BaseDatabaseWrapper, "rollback", _rollback_past_the_hook, {"_rollback"}),
@@ -45,6 +52,7 @@ CHANGES: dict[str, tuple[type, str, Callable[..., Any], set[str]]] = {
         _begin_past_the_hook,
         {"_set_autocommit", "_start_transaction_under_autocommit"},
     ),
+    "compiler": (Query, "get_compiler", _compile_past_the_hook, {"ops.compiler"}),
 }
 
 
@@ -84,6 +92,8 @@ def test_hooks_are_put_once(alias: str) -> None:
         hook = getattr(connection, name)
         assert isinstance(hook, hooks.Hook)
         assert not isinstance(hook.original, hooks.Hook)
+    assert isinstance(connection.ops.compiler, hooks.Hook)
+    assert not isinstance(connection.ops.compiler.original, hooks.Hook)
     assert connection.execute_wrappers.count(guard) == 1
 
 

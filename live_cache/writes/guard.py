@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import connections, transaction
 
@@ -20,6 +20,8 @@ from live_cache.tables import models_of_tables
 from live_cache.testcases import is_between_blocks
 from live_cache.writes.cascades import tables_changed_by_delete
 from live_cache.writes.engines import forget_engines
+from live_cache.writes.plain_tables import forget_plain_tables
+from live_cache.writes.rows import Untold, run_telling_rows, target_of
 from live_cache.writes.transactions import ConnectionState, state_of
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ def guard(execute: Execute, sql: Any, params: Any, many: bool, context: dict[str
     if statement.changes_isolation:
         state.is_isolation_changed = True
     is_everything = False
+    understood = statement
     if statement.functions and settings.writing_functions:
         statement, is_everything = _with_functions(statement, settings.writing_functions)
     if state.captured_tables is not None:
@@ -90,7 +93,11 @@ def guard(execute: Execute, sql: Any, params: Any, many: bool, context: dict[str
         return state.rolling_back(run)
     if kind is StatementKind.SCHEMA:
         forget_engines()
-    return _run_write(state, statement, run, context, is_everything=is_everything)
+    if kind is not StatementKind.WRITE:
+        forget_plain_tables()
+    # A function that writes may write the rows of this table too.
+    note = "executemany()" if many else "" if statement is understood else "a function that writes"
+    return _run_write(state, _Sending(statement, sql, params, run, context, note), is_everything=is_everything)
 
 
 def _with_functions(
@@ -115,49 +122,82 @@ def _run_begin(state: ConnectionState, statement: Statement, run: Callable[[], A
     return result
 
 
-def _run_write(
-    state: ConnectionState,
-    statement: Statement,
-    run: Callable[[], Any],
-    context: dict[str, Any],
-    *,
-    is_everything: bool,
-) -> Any:
+class _Sending(NamedTuple):
+    """A statement on its way."""
+
+    statement: Statement
+    sql: Any
+    parameters: Any
+    run: Callable[[], Any]
+    context: dict[str, Any]
+    note: str
+    """Why the rows that it changes cannot be told; empty if they perhaps can."""
+
+
+def _run_write(state: ConnectionState, sending: _Sending, *, is_everything: bool) -> Any:
+    statement, run, context = sending.statement, sending.run, sending.context
     # A name that is no model's table may be a view, a partition or a parent of tables that are.
     is_everything = (
         is_everything or statement.kind is StatementKind.UNKNOWN or not statement.written <= models_of_tables().keys()
     )
-    written = statement.written
-    if statement.may_delete:
-        written |= tables_changed_by_delete(written)
+    cascaded = tables_changed_by_delete(statement.written) if statement.may_delete else frozenset()
+    written = statement.written | cascaded
     connection: BaseDatabaseWrapper = context["connection"]
     if not statement.commits_implicitly and is_between_blocks(connection) and not state.is_in_transaction:
         return state.run_in_testcase(written, run, is_everything=is_everything)
     if state.is_in_transaction or is_between_blocks(connection):
-        state.record(written, is_everything=is_everything)
         if statement.commits_implicitly or state.is_raw_transaction_uncertain:
+            state.record(written, is_everything=is_everything, note="a statement that may commit by itself")
             return _run_committing(state, statement, run)
-        return run()
+        return _run_in_transaction(state, sending, cascaded, is_everything=is_everything)
     if statement.kind is not StatementKind.WRITE or connections[connection.alias] is not connection:
         return state.run_outside_transaction(written, run, is_everything=is_everything)
     with transaction.atomic(using=connection.alias):
-        state.record(written, is_everything=is_everything)
-        result = run()
+        result = _run_in_transaction(state, sending, cascaded, is_everything=is_everything)
         if connection.vendor == "sqlite":
             context["cursor"].cursor.buffer()
     return result
 
 
+def _run_in_transaction(
+    state: ConnectionState, sending: _Sending, cascaded: frozenset[str], *, is_everything: bool
+) -> Any:
+    """
+    Run a write, told by the rows that it changes where they can be known, else by table.
+
+    Args:
+        cascaded: Tables that the database may change by itself.
+    """
+    statement, context = sending.statement, sending.context
+    note = sending.note
+    if not note and not is_everything and statement.kind is StatementKind.WRITE:
+        if state.insertion is not None and state.insertion.takes(sending.sql, statement.written):
+            return sending.run()
+        if any(map(state.wants_rows, statement.written)):
+            try:
+                target = target_of(statement, sending.sql, sending.parameters, connection=context["connection"])
+                if target.table in cascaded:
+                    raise Untold("a table from which the database deletes by itself")
+            except Untold as reason:
+                note = str(reason)
+            else:
+                # What the database deletes in other tables is told by table, as nobody sees which rows.
+                state.record(cascaded, note="rows that the database deletes with others")
+                return run_telling_rows(state, target, sending.run, context["cursor"])
+    state.record(statement.written | cascaded, is_everything=is_everything, note=note)
+    return sending.run()
+
+
 def _run_committing(state: ConnectionState, statement: Statement, run: Callable[[], Any]) -> Any:
     """Run a statement that commits the transaction by itself, or may do so (CALL, and what is not understood)."""
-    tables, is_everything = set(state.tables), state.writes_everything
+    tables, is_everything = state.tables, state.writes_everything
     result = state.committing(run)
     if statement.kind is not StatementKind.UNKNOWN and not state.is_raw_transaction_uncertain:
         state.is_raw_transaction = False
         return result
     # Perhaps nothing was committed: the changes are ticked again at the COMMIT to come. And perhaps a transaction that
     # was begun by SQL is over, so that each statement commits itself from now on.
-    state.record(tables, is_everything=is_everything)
+    state.record(tables, is_everything=is_everything, note="a statement that may commit by itself")
     state.is_raw_transaction_uncertain = state.is_raw_transaction
     return result
 

@@ -8,6 +8,7 @@ replaced on each connection *object*; they were read in Django 5.2.19 and 6.1.3:
 - ``_commit``, ``_rollback``, ``_set_autocommit``: Atomic, commit(), rollback() and set_autocommit() all pass them;
 - ``get_new_connection``: connect() calls it first, and only then sets autocommit and sends connection_created;
 - ``make_cursor``, ``make_debug_cursor``: every cursor, a server-side one too, is made by one of them;
+- ``ops.compiler``: every INSERT of the ORM gets its SQLInsertCompiler there and calls its execute_sql();
 - on SQLite ``create_cursor``, and ``_start_transaction_under_autocommit``, which begins a transaction by SQL.
 
 broken_hooks() tries them on a connection of its own; the system check live_cache.E007 reports what it finds.
@@ -19,11 +20,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from django.apps.registry import Apps
 from django.core.exceptions import ImproperlyConfigured
-from django.db import Error, connections, transaction
+from django.db import Error, connections, models, transaction
 from django.db.transaction import TransactionManagementError
 from django.db.utils import ConnectionHandler
 
+from live_cache.writes.inserts import telling
 from live_cache.writes.sqlite_cursor import cursor_factory
 
 if TYPE_CHECKING:
@@ -70,11 +73,17 @@ def attach(state: ConnectionState, prepare_cursor: Callable[[Any], None]) -> Non
     _put(connection, "_set_autocommit", state.setting_autocommit)
     _put(connection, "make_cursor", make)
     _put(connection, "make_debug_cursor", make)
+    _put(connection.ops, "compiler", _compile)
     if connection.vendor == "sqlite":
         factory = cursor_factory(state)
         # SQLite begins its transactions by SQL, which the guard must tell from a BEGIN of the user.
         _put(connection, "_start_transaction_under_autocommit", state.beginning)
         _put(connection, "create_cursor", lambda original, name=None: state.driver.cursor(factory=factory))
+
+
+def _compile(original: Callable[[str], Any], name: str) -> Any:
+    compiler = original(name)
+    return telling(compiler) if name == "SQLInsertCompiler" else compiler
 
 
 def broken_hooks() -> list[str]:
@@ -100,8 +109,18 @@ def broken_hooks() -> list[str]:
 
         return run
 
+    def compile_noting(original: Callable[[str], Any], name: str) -> Any:
+        class Noting(original(name)):  # type: ignore[misc]  # whatever class it is
+            def execute_sql(self, *args: Any, **kwargs: Any) -> Any:
+                if len(args) + len(kwargs) <= 1 and kwargs.keys() <= {"returning_fields"}:
+                    called.add("ops.compiler")
+                return super().execute_sql(*args, **kwargs)
+
+        return Noting if name == "SQLInsertCompiler" else original(name)
+
     for name in (*_COMMON, *_SQLITE):
         _put(connection, name, note(name))
+    _put(connection.ops, "compiler", compile_noting)
     # Test runners replace ensure_connection() on the class, to find tests that use databases without saying so.
     connection.ensure_connection = lambda: None
     connections[PROBE] = connection  # of this thread, until the end of the function
@@ -146,6 +165,12 @@ def _steps(connection: Any) -> list[tuple[Callable[[], object], tuple[str, ...]]
         connection.force_debug_cursor = True
         ask()
 
+    def insert() -> None:
+        model = _probe_model()
+        with connection.schema_editor() as editor:
+            editor.create_model(model)
+        model._base_manager.using(PROBE).bulk_create([model()])  # sends no signals
+
     return [
         (connection.connect, ("get_new_connection", "_set_autocommit")),
         (ask, ("create_cursor", "make_cursor")),
@@ -154,7 +179,16 @@ def _steps(connection: Any) -> list[tuple[Callable[[], object], tuple[str, ...]]
         (roll_back, ("_start_transaction_under_autocommit", "_rollback", "_set_autocommit")),
         (end_by_hand, ("_set_autocommit", "_commit", "_rollback")),
         (ask_debugging, ("create_cursor", "make_debug_cursor")),
+        (insert, ("ops.compiler",)),
     ]
+
+
+def _probe_model() -> Any:
+    """Return a model of one table that no app has."""
+    meta = type("Meta", (), {"app_label": PROBE, "apps": Apps()})
+    return type(
+        "Probe", (models.Model,), {"__module__": __name__, "Meta": meta, "id": models.AutoField(primary_key=True)}
+    )
 
 
 def _put(connection: Any, name: str, run: Callable[..., Any]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -21,18 +21,20 @@ from live_cache.assembly import live_assemblies
 from live_cache.conf import settings
 from live_cache.exceptions import CommitRefusedError, LedgerUnavailableError
 from live_cache.ledger import fences
-from live_cache.ledger.clocks import TABLE_SLOT
 from live_cache.names import clock_of, database_name, shared_database_name
 from live_cache.sql import normalize_table
 from live_cache.testcases import is_between_blocks, is_in_testcase, note_commit, note_rollback
 from live_cache.writes import hooks, raw_cursor
 from live_cache.writes.engines import tables_without_rollback
+from live_cache.writes.pending import Pending, Ticks
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from live_cache.assembly import Assembly
+    from live_cache.changes import RowChange
     from live_cache.ledger.base import Ledger
+    from live_cache.writes.inserts import Insertion
     from live_cache.writes.sqlite_cursor import TrackedCursor
 
 __all__ = ["ConnectionState", "is_any_in_transaction", "state_of"]
@@ -40,7 +42,6 @@ __all__ = ["ConnectionState", "is_any_in_transaction", "state_of"]
 logger = logging.getLogger("live_cache.writes")
 
 T = TypeVar("T")
-Changes = dict[str, set[int]]
 
 _STATE = "_live_cache_state"
 
@@ -94,14 +95,15 @@ class ConnectionState:
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self._connection = weakref.ref(connection)
-        self.tables: set[str] = set()
-        """Tables written since the last COMMIT or ROLLBACK, normalised."""
-        self.writes_everything = False
-        """Whether a statement was not understood, so that any table may have been written."""
+        self._pending = Pending()
         self.is_raw_transaction = False
         """Whether a BEGIN was sent as SQL, behind Django's back."""
         self.is_raw_transaction_uncertain = False
         """Whether that transaction may be over, ended by a statement that was not understood."""
+        self.has_sqlite_lock = False
+        """Whether the running transaction is known to hold the write lock of SQLite."""
+        self.insertion: Insertion | None = None
+        """The INSERT that a compiler is sending, whose rows it will tell itself."""
         self.is_search_path_changed = False
         self.is_isolation_changed = False
         self.isolation: tuple[object, str] | None = None
@@ -113,7 +115,7 @@ class ConnectionState:
         self.captured_tables: set[str] | None = None
         """Where the guard collects the tables that statements read, while a live read is fetching."""
         self._intents: list[tuple[Ledger, str]] = []
-        self._declared: Changes = {}
+        self._declared = Ticks()
         self._is_outcome_unknown = False
         self._is_own_begin = False
         self._test_tables: set[str] = set()
@@ -146,17 +148,27 @@ class ConnectionState:
 
     def clear(self) -> None:
         """Forget the writes: they are committed and ticked, or rolled back."""
-        self.tables.clear()
-        self.writes_everything = False
+        self._pending.clear()
+        self.has_sqlite_lock = False
+
+    @property
+    def tables(self) -> set[str]:
+        """Tables written since the last COMMIT or ROLLBACK, normalised."""
+        return self._pending.tables
+
+    @property
+    def writes_everything(self) -> bool:
+        """Whether a statement was not understood, so that any table may have been written."""
+        return self._pending.is_everything
 
     @property
     def has_writes(self) -> bool:
         """Whether something was written and is not committed."""
-        return self.writes_everything or bool(self.tables)
+        return bool(self._pending)
 
     def has_written(self, tables: Collection[str]) -> bool:
         """Return whether an uncommitted write could touch one of *tables*."""
-        return self.writes_everything or not self.tables.isdisjoint(tables)
+        return self._pending.touches(tables)
 
     @property
     def is_in_transaction(self) -> bool:
@@ -174,11 +186,48 @@ class ConnectionState:
         """Whether Django itself is sending BEGIN as SQL at this moment."""
         return self._is_own_begin
 
-    def record(self, tables: Iterable[str], *, is_everything: bool = False) -> None:
-        """Note a write of the running transaction."""
-        self.tables.update(tables)
+    def record(self, tables: Collection[str], *, is_everything: bool = False, note: str = "") -> None:
+        """
+        Note a write of the running transaction, to any rows of *tables*.
+
+        Args:
+            note: Says to people why it is not told by row.
+        """
+        self._pending.add_tables(tables, is_everything=is_everything, note=note)
         self.recently_written.update(tables)
-        self.writes_everything = self.writes_everything or is_everything
+
+    def record_rows(self, table: str, changes: Sequence[RowChange]) -> None:
+        """Note what has become of rows of *table* in the running transaction; perhaps nothing."""
+        self._pending.add_rows(table, changes)
+        self.recently_written.add(table)
+
+    def wants_rows(self, table: str) -> bool:
+        """
+        Return whether it is of use to find out which rows of *table* the running transaction changes.
+
+        It is where some ledger has a clock of the table, and where the transaction is one of Django's own whose COMMIT
+        is seen. Blocks of a TestCase are told by table.
+        """
+        return self.connection.in_atomic_block and self.may_want_rows(table)
+
+    def may_want_rows(self, table: str) -> bool:
+        """Return the answer of wants_rows() after an atomic block has begun, if none is open now."""
+        connection = self.connection
+        if connection.in_atomic_block:
+            # Under set_autocommit(False) a block ends with no COMMIT of its own.
+            is_own = connection.commit_on_exit and not connection.needs_rollback and not is_in_testcase(connection)
+        else:
+            is_own = not self.is_in_transaction
+        if (
+            not is_own
+            or self.is_raw_transaction
+            or self.is_search_path_changed
+            or not self._pending.is_told_by_row(table)
+            or not settings.precise
+        ):
+            return False
+        clock = clock_of(shared_database_name(connection), table)
+        return any(_is_watched(assembly.ledger, clock) for assembly in _assemblies_by_ledger())
 
     def connecting(self, connect: Callable[[Any], T], parameters: Any) -> T:
         """Run *connect*. What a lost connection has left is forgotten before Django sets autocommit on the new one."""
@@ -195,8 +244,8 @@ class ConnectionState:
         """
         if not self.has_writes and not self._test_tables:
             return commit()
-        changes = self._changes(is_committing=True)
-        self._declare(changes, fences.writer_token(self.connection))
+        ticks = self._ticks(is_committing=True)
+        self._declare(ticks, fences.writer_token(self.connection))
         try:
             result = commit()
         except BaseException:
@@ -205,7 +254,7 @@ class ConnectionState:
             raise
         self.clear()
         # With what an earlier COMMIT had declared whose answer was lost: on this connection that is over too.
-        self._tick(self._declared | changes)
+        self._tick(self._declared | ticks)
         note_commit()
         return result
 
@@ -226,7 +275,7 @@ class ConnectionState:
         if self._is_outcome_unknown and is_sent:
             self._tick(self._declared)
         elif not self._is_outcome_unknown:
-            self._retract_intents(self._declared)
+            self._retract_intents(self._declared.slots)
         self._forget_intents()
         self._leave_testcase()
         note_rollback()
@@ -244,7 +293,7 @@ class ConnectionState:
             tables = frozenset(self.tables)
         if tables:
             name = shared_database_name(connection)
-            self._tick_only({clock_of(name, table): {TABLE_SLOT} for table in tables})
+            self._tick_only(Ticks.of_tables((clock_of(name, table) for table in tables), "a ROLLBACK that kept rows"))
 
     def setting_autocommit(self, set_autocommit: Callable[[bool], T], autocommit: bool) -> T:
         """Run *set_autocommit*; turning it on commits on some databases, so it counts as a COMMIT."""
@@ -255,31 +304,32 @@ class ConnectionState:
     def beginning(self, begin: Callable[[], T]) -> T:
         """Run *begin*, Django's own BEGIN on SQLite."""
         self._is_own_begin = True
+        self.has_sqlite_lock = False
         try:
             return begin()
         finally:
             self._is_own_begin = False
 
-    def run_outside_transaction(self, tables: Iterable[str], run: Callable[[], T], *, is_everything: bool) -> T:
+    def run_outside_transaction(self, tables: Collection[str], run: Callable[[], T], *, is_everything: bool) -> T:
         """
         Run a statement in autocommit mode that cannot be wrapped in a transaction (rule 8, second half).
 
         The intent stands, table-wide, before the statement is sent.
         """
-        self.record(tables, is_everything=is_everything)
-        changes = self._changes()
+        self.record(tables, is_everything=is_everything, note="a statement that runs in no transaction")
+        ticks = self._ticks()
         try:
-            self._declare(changes, fences.session_token(self.connection))
+            self._declare(ticks, fences.session_token(self.connection))
         except CommitRefusedError:
             self.clear()  # nothing was sent
-            self._retract_intents(changes)
+            self._retract_intents(ticks.slots)
             raise
         try:
             result = run()
         except Error:
             self.clear()
             if self._is_connection_alive():  # the database has answered: the statement is over
-                self._tick(changes)
+                self._tick(ticks)
                 note_commit()
             else:
                 self._forget_intents()
@@ -289,11 +339,11 @@ class ConnectionState:
             self._forget_intents()  # they stand in the ledger until the database is asked
             raise
         self.clear()
-        self._tick(changes)
+        self._tick(ticks)
         note_commit()
         return result
 
-    def run_in_testcase(self, tables: Iterable[str], run: Callable[[], T], *, is_everything: bool) -> T:
+    def run_in_testcase(self, tables: Collection[str], run: Callable[[], T], *, is_everything: bool) -> T:
         """Run a statement where only blocks of a TestCase are open: as if in autocommit mode, on private clocks."""
         self.record(tables, is_everything=is_everything)
         try:
@@ -303,30 +353,30 @@ class ConnectionState:
 
     def end_block_in_testcase(self) -> None:
         """Tick what the user's last atomic block inside a TestCase has written, whether it was kept or not."""
-        tables, is_everything = set(self.tables), self.writes_everything
+        tables, is_everything = self.tables, self.writes_everything
         self.clear()  # First: listing the tables sends SQL, and that would come here again.
         if is_everything:
             tables |= self._all_tables()
         name = database_name(self.connection)
         self._test_names.add(name)
         self._test_tables |= tables
-        self._tick({clock_of(name, table): {TABLE_SLOT} for table in tables})
+        self._tick(Ticks.of_tables(clock_of(name, table) for table in tables))
 
     def rolled_back_to_savepoint(self) -> None:
         """Note a ROLLBACK TO SAVEPOINT: perhaps a TestCase has taken back all that its last test has written."""
         if self._test_tables and is_between_blocks(self.connection):
-            self._tick(self._test_changes())
+            self._tick(self._test_ticks())
 
-    def _test_changes(self) -> Changes:
-        return {clock_of(name, table): {TABLE_SLOT} for name in self._test_names for table in self._test_tables}
+    def _test_ticks(self) -> Ticks:
+        return Ticks.of_tables(clock_of(name, table) for name in self._test_names for table in self._test_tables)
 
     def _leave_testcase(self) -> None:
         """Tick all that was written since the outermost block of a TestCase began: none of it is there any more."""
-        changes = self._test_changes()
+        ticks = self._test_ticks()
         self._test_tables.clear()
         self._test_names.clear()
-        if changes:
-            self._tick(changes)
+        if ticks:
+            self._tick(ticks)
 
     def run_unknown(self, run: Callable[[], T]) -> T:
         """Run something that may write any table, and that commits an open transaction before it begins."""
@@ -338,17 +388,17 @@ class ConnectionState:
             return result
         return self.run_outside_transaction((), run, is_everything=True)
 
-    def tick_now(self, tables: Iterable[str]) -> None:
+    def tick_now(self, tables: Collection[str]) -> None:
         """Tick *tables* at once, for a write that this connection has already committed or never saw."""
         if self.is_in_transaction:
-            self.record(tables)
+            self.record(tables, note="told by a signal")
             return
         name = database_name(self.connection)
-        self._tick({clock_of(name, table): {TABLE_SLOT} for table in tables})
+        self._tick(Ticks.of_tables((clock_of(name, table) for table in tables), "told by a signal"))
         note_commit()
 
-    def _changes(self, *, is_committing: bool = False) -> Changes:
-        tables = set(self.tables)
+    def _ticks(self, *, is_committing: bool = False) -> Ticks:
+        tables = self.tables
         if self.writes_everything:
             tables |= self._all_tables()
         connection = self.connection
@@ -357,7 +407,8 @@ class ConnectionState:
             # Inside a TestCase: MySQL commits before a change of the schema, and then everybody sees the rows.
             tables |= self._test_tables
             names |= {shared_database_name(connection), *self._test_names}
-        return {clock_of(name, table): {TABLE_SLOT} for name in names for table in tables}
+        clocks = {table: [clock_of(name, table) for name in names] for table in tables}
+        return self._pending.ticks(clocks, all_tables=tables)
 
     def _all_tables(self) -> set[str]:
         """Every table of the database: those of the models, and those that only the database knows."""
@@ -370,10 +421,11 @@ class ConnectionState:
                 logger.warning("The tables of %r could not be listed.", connection.alias, exc_info=True)
         return tables
 
-    def _declare(self, changes: Changes, fence: str) -> None:
+    def _declare(self, ticks: Ticks, fence: str) -> None:
+        records = ticks.rows_only()
         for assembly in _assemblies_by_ledger():
             try:
-                intent_id = assembly.ledger.declare(changes, fence=fence)
+                intent_id = assembly.ledger.declare(ticks.slots, fence=fence, records=records)
             except LedgerUnavailableError as error:
                 assembly.metrics.count("ledger_errors")
                 if settings.on_ledger_loss == "refuse":
@@ -384,7 +436,7 @@ class ConnectionState:
                 logger.error("Committing without an intent: the ledger of %r is out of reach.", assembly.alias)
             else:
                 self._intents.append((assembly.ledger, intent_id))
-                self._declared |= changes
+                self._declared |= ticks
 
     def _retract_intents(self, clocks: Collection[str]) -> None:
         for ledger, intent_id in self._intents:
@@ -392,25 +444,25 @@ class ConnectionState:
                 ledger.retract(tuple(clocks), intent_id)
         self._forget_intents()
 
-    def _tick(self, changes: Changes) -> None:
+    def _tick(self, ticks: Ticks) -> None:
         intents = tuple(self._intents)
         self._forget_intents()
-        self._tick_only(changes, intents)
+        self._tick_only(ticks, intents)
 
-    def _tick_only(self, changes: Changes, intents: Collection[tuple[Ledger, str]] = ()) -> None:
+    def _tick_only(self, ticks: Ticks, intents: Collection[tuple[Ledger, str]] = ()) -> None:
         for assembly in _assemblies_by_ledger():
             # Nothing may leave a committed atomic(); Ledger.tick() has kept the change before it can fail.
             try:
                 own = [intent_id for ledger, intent_id in intents if ledger is assembly.ledger]
                 for intent_id in own or (None,):
-                    if not assembly.ledger.tick(changes, intent_id=intent_id):
+                    if not assembly.ledger.tick(ticks.slots, intent_id=intent_id, records=ticks.records):
                         assembly.metrics.count("ledger_errors")
             except Exception:
                 logger.exception("The ledger of %r failed to tick; the ticks are kept.", assembly.alias)
 
     def _forget_intents(self) -> None:
         self._intents.clear()
-        self._declared = {}
+        self._declared = Ticks()
         self._is_outcome_unknown = False
 
     def _is_connection_alive(self) -> bool:
@@ -418,6 +470,13 @@ class ConnectionState:
             return self.connection.is_usable()
         except Exception:  # is_usable() of a lost connection may itself fail, in the driver's own ways
             return False
+
+
+def _is_watched(ledger: Ledger, clock: str) -> bool:
+    try:
+        return ledger.is_watched((clock,))
+    except LedgerUnavailableError:
+        return False
 
 
 def _assemblies_by_ledger() -> Iterable[Assembly]:

@@ -1,0 +1,206 @@
+"""
+Rows as the driver gives them -> what a change tells of them: key, changed columns, before- and after-image.
+
+An image holds values as the ORM would give them, and only of fields whose values mean the same in Python as in the
+database. Whether a column has changed is seen in the driver's values, of every column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from django.db import connections, models
+
+from live_cache.changes import RowChange
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+__all__ = ["LONGEST_STR", "Columns", "columns_of", "image_of", "is_in_images", "key_columns"]
+
+LONGEST_STR: Final = 200
+"""Longer strings stay out of images: a record has to be short."""
+
+Row = Sequence[Any]
+
+_FIELDS: Final = frozenset(
+    {
+        models.AutoField,
+        models.BigAutoField,
+        models.BigIntegerField,
+        models.BooleanField,
+        models.CharField,
+        models.DateField,
+        models.DateTimeField,
+        models.DecimalField,
+        models.DurationField,
+        models.EmailField,
+        models.FloatField,
+        models.IntegerField,
+        models.PositiveBigIntegerField,
+        models.PositiveIntegerField,
+        models.PositiveSmallIntegerField,
+        models.SlugField,
+        models.SmallAutoField,
+        models.SmallIntegerField,
+        models.TextField,
+        models.TimeField,
+        models.URLField,
+        models.UUIDField,
+    }
+)
+_DECISIVE: Final = (
+    "db_type",
+    "from_db_value",
+    "get_db_converters",
+    "get_db_prep_save",
+    "get_db_prep_value",
+    "get_internal_type",
+    "get_prep_value",
+    "select_format",
+    "to_python",
+)
+"""Methods by which a subclass could change what its values are, or mean."""
+_VALUE_TYPES: Final = frozenset({bool, int, float, str, Decimal, date, datetime, time, timedelta, UUID})
+_KEY_TYPES: Final = frozenset({int, str, UUID})
+"""Types that a driver gives, and takes back as the same value."""
+_EXACT: Final = frozenset({bool, int, str, bytes, type(None), date, UUID})
+"""Types whose values are the same if they are equal. Others may be equal and different to look at: 1.0 and 1.00."""
+
+
+def is_in_images(field: Any) -> bool:
+    """Return whether values of *field* stand in images: those of other fields are not known to compare exactly."""
+    if isinstance(field, models.GeneratedField):
+        return type(field) is models.GeneratedField and is_in_images(field.output_field)
+    if isinstance(field, models.ForeignKey):
+        if type(field) not in (models.ForeignKey, models.OneToOneField):
+            return False
+        target = field.target_field
+        return target is not field and is_in_images(target)
+    kind = type(field)
+    base = next((cls for cls in kind.__mro__ if cls in _FIELDS), None)
+    return base is not None and (
+        kind is base or all(getattr(kind, name, None) is getattr(base, name, None) for name in _DECISIVE)
+    )
+
+
+def key_columns(model: type[models.Model]) -> tuple[str, ...]:
+    """Return the columns of the primary key of *model*, in order."""
+    opts: Any = model._meta  # pk_fields is not in django-stubs
+    return tuple(str(field.column) for field in opts.pk_fields)
+
+
+def image_of(names: Iterable[str], values: Iterable[Any]) -> dict[str, Any]:
+    """Return an image of these values, without those that are too long, or of an unexpected type."""
+    image = {}
+    for name, value in zip(names, values, strict=True):
+        kind = type(value)
+        if value is None or (
+            kind in _VALUE_TYPES and value == value and (kind is not str or len(value) <= LONGEST_STR)
+        ):
+            image[name] = value
+    return image
+
+
+class Columns:
+    """
+    How the columns of one SELECT * of a model's table become keys and images.
+
+    Args:
+        names: As the driver describes them.
+    """
+
+    def __init__(self, model: type[models.Model], connection: BaseDatabaseWrapper, names: tuple[str, ...]) -> None:
+        fields = {str(field.column): field for field in model._meta.local_concrete_fields}
+        if connection.vendor != "postgresql":  # elsewhere the case of a column's name is of no account
+            exact = {column.lower(): column for column in fields}
+            names = tuple(exact.get(name.lower(), name) for name in names)
+        self.names = names
+        self.is_complete = fields.keys() <= set(names) and len(set(names)) == len(names)
+        """Whether every field of the model is there, so that no change can go unseen."""
+        self.key: tuple[int, ...] = ()
+        self._image: tuple[tuple[int, str, Any, tuple[Callable[..., Any], ...]], ...] = ()
+        if not self.is_complete:
+            return
+        positions = {name: position for position, name in enumerate(names)}
+        self.key = tuple(positions[column] for column in key_columns(model))
+        image = []
+        for column, field in fields.items():
+            if is_in_images(field):
+                expression: Any = field.get_col(model._meta.db_table)
+                # In the order in which SQLCompiler.apply_converters() takes them (read in Django 5.2 and 6.1).
+                converters = connection.ops.get_db_converters(expression) + expression.get_db_converters(connection)
+                image.append((positions[column], column, expression, tuple(converters)))
+        self._image = tuple(image)
+        known = {position for position, *_ in image}
+        self.has_key = bool(self.key) and known.issuperset(self.key)
+        """Whether rows can be told apart by their key."""
+
+    def raw_key(self, row: Row) -> tuple[Any, ...] | None:
+        """Return the key of *row* as the driver gives it, or None if it cannot be used to find the row again."""
+        key = tuple([row[position] for position in self.key])
+        return key if all(type(value) in _KEY_TYPES for value in key) else None
+
+    def image(self, row: Row, connection: BaseDatabaseWrapper) -> dict[str, Any]:
+        """Return the image of *row*."""
+        names, values = [], []
+        for position, column, expression, converters in self._image:
+            value = row[position]
+            for converter in converters:
+                value = converter(value, expression, connection)
+            names.append(column)
+            values.append(value)
+        return image_of(names, values)
+
+    def change(self, before: Row | None, after: Row | None, connection: BaseDatabaseWrapper) -> RowChange | None:
+        """
+        Return what has become of one row, or None if it is as it was.
+
+        Args:
+            before: None for a row that was inserted.
+            after: None for a row that was deleted.
+        """
+        columns = None
+        if before is not None and after is not None:
+            columns = frozenset(
+                [name for name, old, new in zip(self.names, before, after, strict=True) if not _is_same(old, new)]
+            )
+            if not columns:
+                return None
+        image_before = None if before is None else self.image(before, connection)
+        image_after = None if after is None else self.image(after, connection)
+        key = self._key_of(image_before if image_before is not None else image_after)
+        if before is None:
+            return RowChange("insert", key, None, None, image_after)
+        if after is None:
+            return RowChange("delete", key, None, image_before, None)
+        return RowChange("update", key, columns, image_before, image_after)
+
+    def _key_of(self, image: dict[str, Any] | None) -> tuple[Any, ...] | None:
+        assert image is not None
+        names = [self.names[position] for position in self.key]
+        return tuple([image[name] for name in names]) if image.keys() >= set(names) else None
+
+
+def columns_of(model: type[models.Model], connection: BaseDatabaseWrapper, description: Any) -> Columns:
+    """Return the Columns of a cursor's *description* of a SELECT * from the table of *model*."""
+    names = tuple([column[0] for column in description])
+    return _columns(model, connection.alias, connection.vendor, connection.timezone is None, names)
+
+
+@lru_cache(maxsize=512)
+def _columns(model: type[models.Model], alias: str, vendor: str, is_naive: bool, names: tuple[str, ...]) -> Columns:
+    # Converters get the connection when they are called; which there are depends on the database and on USE_TZ.
+    return Columns(model, connections[alias], names)
+
+
+def _is_same(before: Any, after: Any) -> bool:
+    kind = type(before)
+    if kind is not type(after) or not (before is after or before == after):
+        return False
+    return kind in _EXACT or repr(before) == repr(after)

@@ -1,0 +1,127 @@
+"""
+Finds out which rows an INSERT of the ORM adds: asks the database to return them whole.
+
+``ops.compiler()`` of each connection object gives a subclass of its SQLInsertCompiler (hooks.py puts it there). Its
+execute_sql() asks for more columns than its caller did, notes the rows, and returns what was asked for. The SQL guard
+meets the statement on its way and leaves the rows to it. INSERT sent as SQL is told as a change of the table.
+
+SQLInsertCompiler was read in Django 5.2.19 and 6.1.3: execute_sql() takes the fields to return, and returns one row of
+their values, converted, for each object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from django.db import connections, transaction
+
+from live_cache.changes import MAX_ROWS, RowChange
+from live_cache.sql import normalize_table
+from live_cache.tables import models_of_tables
+from live_cache.writes.images import image_of, is_in_images, key_columns
+from live_cache.writes.rows import Untold, attempt, prove_plain
+
+if TYPE_CHECKING:
+    from django.db import models
+
+    from live_cache.writes.transactions import ConnectionState
+
+__all__ = ["Insertion", "telling"]
+
+
+class Insertion:
+    """One INSERT that a compiler is sending."""
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+        self.is_sent = False
+        """Whether the guard has met the statement and left its rows to the compiler."""
+
+    def takes(self, sql: object, tables: frozenset[str]) -> bool:
+        """Return whether *sql*, which writes *tables*, is this INSERT, so that its rows are told by the compiler."""
+        # What pre_save() of a field sends comes first: should that be an INSERT too, the second is told by table.
+        if self.is_sent or tables != {self.table} or type(sql) is not str or not sql.startswith("INSERT"):
+            return False
+        self.is_sent = True
+        return True
+
+
+@lru_cache(maxsize=16)
+def telling(compiler: Any) -> Any:
+    """Return the class *compiler*, a SQLInsertCompiler, made to tell the rows that it inserts."""
+    return type(compiler.__name__, (_Telling, compiler), {"__module__": compiler.__module__})
+
+
+class _Telling:
+    query: Any
+    connection: Any
+
+    def execute_sql(self, returning_fields: Any = None) -> Any:
+        insert: Any = super().execute_sql  # type: ignore[misc]  # of the class that this one is mixed into
+        from live_cache.writes.transactions import state_of
+
+        query, connection = self.query, self.connection
+        state = state_of(connection)
+        model = query.get_meta().concrete_model
+        table = normalize_table(model._meta.db_table)
+        if (
+            query.on_conflict is not None
+            or not 0 < len(query.objs) <= MAX_ROWS
+            or not connection.features.can_return_rows_from_bulk_insert
+            or models_of_tables().get(table) != (model,)
+            or not state.may_want_rows(table)
+        ):
+            return insert(returning_fields)
+        # In autocommit mode the rows have to be noted before the COMMIT.
+        own = not connection.in_atomic_block
+        if own and connections[connection.alias] is not connection:
+            return insert(returning_fields)
+        with transaction.atomic(using=connection.alias, savepoint=False) if own else nullcontext():
+            quoted = connection.ops.quote_name(model._meta.db_table)
+            # Before it is sent: a row policy, or rights to no more than INSERT, would refuse to return the rows.
+            if isinstance(attempt(connection, lambda: prove_plain(state, quoted)), Untold):
+                return insert(returning_fields)
+            return _insert(state, insert, model, table, list(returning_fields or ()), len(query.objs))
+
+
+def _insert(
+    state: ConnectionState,
+    insert: Callable[[Any], list[Any]],
+    model: type[models.Model],
+    table: str,
+    asked: list[Any],
+    n_rows: int,
+) -> list[Any]:
+    fields = [*asked, *(field for field in _fields_of(model) if field not in asked)]
+    insertion = Insertion(table)
+    outer, state.insertion = state.insertion, insertion
+    try:
+        rows = insert(fields)
+        if insertion.is_sent:
+            if len(rows) != n_rows:
+                state.record({table}, note="an INSERT that has returned other rows than it was given")
+            else:
+                state.record_rows(table, [_change(model, fields, row) for row in rows])
+    except BaseException:
+        if insertion.is_sent:
+            state.record({table}, note="a statement that failed")
+        raise
+    finally:
+        state.insertion = outer
+    return [row[: len(asked)] for row in rows] if asked else []
+
+
+def _change(model: type[models.Model], fields: list[Any], row: Any) -> RowChange:
+    known = [(str(field.column), value) for field, value in zip(fields, row, strict=True) if is_in_images(field)]
+    image = image_of(*zip(*known, strict=True))
+    key = key_columns(model)
+    is_known = image.keys() >= set(key)
+    return RowChange("insert", tuple([image[name] for name in key]) if is_known else None, None, None, image)
+
+
+@lru_cache(maxsize=512)
+def _fields_of(model: type[models.Model]) -> tuple[Any, ...]:
+    return tuple(field for field in model._meta.local_concrete_fields if is_in_images(field))

@@ -1,0 +1,265 @@
+"""
+Finds out which rows an UPDATE or DELETE changes: reads them under a lock, runs the statement, reads them again.
+
+The rows that the statement changes are those that were locked, and no others, if its row count says so: the lock keeps
+them as they are, and a row that came to match meanwhile would be one more (rule 13). Whatever cannot be told so is told
+as a change of the table. All reading is done by cursors of the driver, so that nobody who watches Django's counts it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from django.db import Error
+
+from live_cache.changes import MAX_ROWS, RowChange
+from live_cache.sql import Statement, normalize_table
+from live_cache.sql.row_writes import RowWrite, read_row_write
+from live_cache.tables import models_of_tables
+from live_cache.writes.images import Columns, columns_of, key_columns
+from live_cache.writes.plain_tables import is_plain
+
+if TYPE_CHECKING:
+    from django.db import models
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from live_cache.writes.transactions import ConnectionState
+
+__all__ = ["Target", "Untold", "attempt", "prove_plain", "run_telling_rows", "target_of"]
+
+logger = logging.getLogger("live_cache.writes")
+
+T = TypeVar("T")
+
+_FOUND_ROWS: Final = 2
+_DEADLOCKS: Final = frozenset({1020, 1205, 1213})
+"""Errors of MySQL and MariaDB for a row that another transaction holds, or has changed."""
+_BUSY: Final = frozenset({5, 6})
+"""Errors of SQLite for a database, or a table, that another connection holds."""
+_IN_TRANSACTION: Final = 2
+
+
+class Untold(Exception):
+    """The rows cannot be told, and the change is one of the table. The text says why."""
+
+
+class Target(NamedTuple):
+    """A statement whose rows can be told."""
+
+    write: RowWrite
+    model: type[models.Model]
+    table: str
+    parameters: Sequence[Any] | None
+
+
+class _Before(NamedTuple):
+    columns: Columns
+    rows: dict[tuple[Any, ...], Sequence[Any]]
+    """By the key, as the driver gives it."""
+
+
+def target_of(statement: Statement, sql: object, parameters: Any, *, connection: BaseDatabaseWrapper) -> Target:
+    """
+    Return what is to be told of a writing statement.
+
+    Raises:
+        Untold: It is not of a form whose rows can be told.
+    """
+    if type(sql) is not str or len(statement.written) != 1:
+        raise Untold("a statement that writes more than one table, or that is no plain text")
+    write = read_row_write(sql, vendor=connection.vendor)
+    (table,) = statement.written
+    if write is None or normalize_table(write.table_name) != table:
+        raise Untold("a statement that is more than UPDATE or DELETE of one table by its own columns")
+    if parameters is None:
+        if "%" in sql:
+            raise Untold("a statement with percent signs and no parameters")
+    elif not isinstance(parameters, tuple | list) or len(parameters) != write.n_parameters:
+        raise Untold("a statement with parameters by name")
+    models = models_of_tables().get(table, ())
+    if len(models) != 1:
+        raise Untold("a table of several models")
+    if not {column.lower() for column in write.columns}.isdisjoint(map(str.lower, key_columns(models[0]))):
+        raise Untold("a changed primary key")
+    return Target(write, models[0], table, parameters)
+
+
+def run_telling_rows(state: ConnectionState, target: Target, run: Callable[[], T], cursor: Any) -> T:
+    """
+    Run a statement by *run*, and note in *state* what it has changed.
+
+    Call it inside a transaction. What it raises is what *run* raises, or what *run* would have raised: the transaction
+    is over, or another one holds the rows.
+
+    Args:
+        cursor: Django's, by which *run* sends the statement.
+    """
+    connection = state.connection
+    table = target.table
+    before = attempt(connection, lambda: _read_before(state, target))
+    if isinstance(before, Untold):
+        state.record({table}, note=str(before))
+        return run()
+    try:
+        result = run()
+    except BaseException:
+        state.record({table}, note="a statement that failed")
+        raise
+    changes = attempt(connection, lambda: _changes(target, before, connection, cursor))
+    if isinstance(changes, Untold):
+        state.record({table}, note=str(changes))
+    else:
+        state.record_rows(table, changes)
+    return result
+
+
+def attempt(connection: BaseDatabaseWrapper, read: Callable[[], T]) -> T | Untold:
+    """
+    Return what *read* returns, or why that is not known.
+
+    Raises:
+        Error: The database has refused in a way that the statement of the user cannot survive either.
+    """
+    try:
+        with connection.wrap_database_errors:
+            return read()
+    except Untold as reason:
+        return reason
+    except Error as error:
+        if _is_fatal(connection, error):
+            raise
+        logger.warning("The rows of a write to %r could not be read.", connection.alias, exc_info=True)
+    except Exception:  # whatever a converter of values raises
+        logger.warning("The rows of a write to %r could not be read.", connection.alias, exc_info=True)
+    return Untold("rows that could not be read")
+
+
+def prove_plain(state: ConnectionState, table: str) -> None:
+    """
+    Make sure that rows of *table* change by no more than the statements that name it.
+
+    Args:
+        table: The name as it stands in the statement, with its quotes.
+
+    Raises:
+        Untold: They may change otherwise.
+        Exception: Whatever the driver raises.
+    """
+    connection = state.connection
+    if connection.vendor == "sqlite" and not state.has_sqlite_lock:
+        # A transaction that has read before it writes fails at once where the write alone would have waited: SQLite
+        # cannot give it the lock once somebody else has committed.
+        with closing(connection.create_cursor()) as cursor:
+            cursor.execute(f"DELETE FROM {table} WHERE 0")
+        state.has_sqlite_lock = True
+    if not is_plain(connection, table):
+        raise Untold("a table with triggers, rules, partitions, row policies or the like")
+
+
+def _read_before(state: ConnectionState, target: Target) -> _Before:
+    connection = state.connection
+    write = target.write
+    if connection.vendor == "mysql":
+        flags = connection.settings_dict["OPTIONS"].get("client_flag", _FOUND_ROWS)
+        if not flags & _FOUND_ROWS:
+            raise Untold("a connection without CLIENT.FOUND_ROWS, whose row counts tell less")
+    prove_plain(state, write.table)
+    condition = f" WHERE {write.condition}" if write.condition else ""
+    parameters = target.parameters
+    if parameters is not None:
+        parameters = parameters[write.n_before : write.n_before + write.n_condition]
+    sql = f"SELECT * FROM {write.table}{condition} LIMIT {MAX_ROWS + 1}{_lock_clause(connection, target)}"
+    columns, rows = _select(connection, target.model, sql, parameters)
+    if len(rows) > MAX_ROWS:
+        raise Untold(f"more than {MAX_ROWS} rows")
+    names = {name.lower() for name in columns.names}
+    if not columns.is_complete or not columns.has_key or not names.issuperset(map(str.lower, write.columns)):
+        raise Untold("a table that differs from its model, or whose key cannot be told")
+    by_key: dict[tuple[Any, ...], Sequence[Any]] = {}
+    for row in rows:
+        key = columns.raw_key(row)
+        if key is None or key in by_key:
+            raise Untold("a key of a type that cannot be told")
+        by_key[key] = row
+    return _Before(columns, by_key)
+
+
+def _lock_clause(connection: BaseDatabaseWrapper, target: Target) -> str:
+    if connection.vendor == "postgresql":
+        return " FOR UPDATE" if target.write.verb == "delete" else " FOR NO KEY UPDATE"
+    if connection.vendor != "mysql":
+        return ""
+    column = target.write.condition_column
+    if column is not None and column.lower() in map(str.lower, key_columns(target.model)):
+        return " FOR UPDATE"
+    # By other columns the server may have to look at rows that do not match. UPDATE passes by those that others have
+    # locked, and FOR UPDATE would wait for them. A row that matches and is skipped makes the row count differ.
+    if not connection.features.has_select_for_update_skip_locked:
+        raise Untold("a condition on other columns than the key, without SKIP LOCKED")
+    return " FOR UPDATE SKIP LOCKED"
+
+
+def _changes(target: Target, before: _Before, connection: BaseDatabaseWrapper, cursor: Any) -> list[RowChange]:
+    """Return what the statement that *cursor* has just run has changed."""
+    if connection.vendor == "sqlite" and target.write.has_returning:
+        cursor.cursor.buffer()  # before its rows are taken the statement is not over
+    if cursor.rowcount != len(before.rows):
+        raise Untold("rows that others have changed or added meanwhile")
+    columns = before.columns
+    if target.write.verb == "delete":
+        found = [columns.change(row, None, connection) for row in before.rows.values()]
+        return [change for change in found if change is not None]
+    if not before.rows:
+        return []
+    after = _read_after(target, before, connection)
+    if after.keys() != before.rows.keys():
+        raise Untold("rows that are not found again by their key")
+    found = [columns.change(row, after[key], connection) for key, row in before.rows.items()]
+    return [change for change in found if change is not None]
+
+
+def _read_after(
+    target: Target, before: _Before, connection: BaseDatabaseWrapper
+) -> dict[tuple[Any, ...], Sequence[Any]]:
+    names = [connection.ops.quote_name(name) for name in key_columns(target.model)]
+    if len(names) == 1:
+        condition = f"{names[0]} IN ({', '.join(['%s'] * len(before.rows))})"
+    else:
+        one = f"({' AND '.join(f'{name} = %s' for name in names)})"
+        condition = " OR ".join([one] * len(before.rows))
+    # A plain SELECT in a snapshot of MySQL would show a row that the statement has left alone as it was long ago.
+    lock = " FOR UPDATE" if connection.vendor == "mysql" else ""
+    parameters = [value for key in before.rows for value in key]
+    columns, rows = _select(
+        connection, target.model, f"SELECT * FROM {target.write.table} WHERE {condition}{lock}", parameters
+    )
+    if columns is not before.columns:
+        raise Untold("a table that was altered meanwhile")
+    return {key: row for row in rows if (key := columns.raw_key(row)) is not None}
+
+
+def _select(
+    connection: BaseDatabaseWrapper, model: type[models.Model], sql: str, parameters: Sequence[Any] | None
+) -> tuple[Columns, list[Sequence[Any]]]:
+    with closing(connection.create_cursor()) as cursor:
+        if parameters is None:
+            cursor.execute(sql)
+        else:
+            cursor.execute(sql, parameters)
+        return columns_of(model, connection, cursor.description), cursor.fetchall()
+
+
+def _is_fatal(connection: BaseDatabaseWrapper, error: Error) -> bool:
+    """Return whether the transaction cannot go on after *error*, or the statement would meet it again."""
+    driver: Any = connection.connection
+    cause: Any = error.__cause__ or error
+    if connection.vendor == "sqlite":
+        return cause.sqlite_errorcode & 0xFF in _BUSY or not driver.in_transaction
+    if connection.vendor == "mysql":
+        code = cause.args[0] if cause.args else None
+        return not isinstance(code, int) or code in _DEADLOCKS or 2000 <= code < 3000
+    # Where only the driver has failed, on a value that Python does not have, the transaction is as it was.
+    return bool(driver.closed) or driver.info.transaction_status != _IN_TRANSACTION
