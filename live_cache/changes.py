@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from live_cache.exceptions import FrameError
@@ -19,7 +19,7 @@ from live_cache.rows.primitives import dump, load
 
 __all__ = ["MAX_ROWS", "ChangeKind", "Image", "Record", "RowChange", "decode_record", "encode_record"]
 
-MAX_ROWS: Final = 100
+MAX_ROWS: Final = 900
 """Rows of one table that one transaction changes precisely; more are a change of the table."""
 
 ChangeKind: TypeAlias = Literal["insert", "update", "delete"]
@@ -27,6 +27,7 @@ Image: TypeAlias = Mapping[str, Any]
 """Values by column. A value is None, bool, int, float, str, bytes, Decimal, date, datetime, time, timedelta or UUID."""
 
 _VERSION: Final = 1
+_SHORT_CHARS: Final = 24
 _KINDS: Final[tuple[ChangeKind, ...]] = ("insert", "update", "delete")
 
 
@@ -55,20 +56,43 @@ class Record:
     """None: any row of the table."""
     note: str = ""
     """How the table was written, for people: why it is not told by row."""
+    _values: dict[str, frozenset[Any] | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def values_of(self, column: str) -> frozenset[Any] | None:
+        """Return all that *column* holds in the rows, before and after: whole numbers, texts and None; else None."""
+        try:
+            return self._values[column]
+        except KeyError:
+            found = self._values[column] = self._collect(column)
+            return found
+
+    def _collect(self, column: str) -> frozenset[Any] | None:
+        values: set[Any] = set()
+        for row in self.rows or ():
+            images = [row.before] * (row.kind != "insert") + [row.after] * (row.kind != "delete")
+            for image in images:
+                if image is None or column not in image or type(image[column]) not in _PLAIN:
+                    return None
+                values.add(image[column])
+        return frozenset(values)
 
 
-def encode_record(rows: Sequence[RowChange] | None, *, note: str = "") -> bytes:
+def encode_record(rows: Sequence[RowChange] | None, *, note: str = "", limit_bytes: int | None = None) -> bytes:
     """
     Return the record of a change that is being committed now.
 
     Args:
         rows: None stands for the whole table.
+        limit_bytes: Length above which the longest values are left out of the images. It may still be exceeded.
 
     Raises:
         UncachableValueError: An image holds a value of another type than images have.
     """
-    encoded = None if rows is None else [_encode_row(row) for row in rows]
-    return dump([_VERSION, time.time_ns(), encoded, note])
+    at_ns = time.time_ns()
+    record = _encode(rows, at_ns, note, longest=None)
+    if rows is not None and limit_bytes is not None and len(record) > limit_bytes:
+        record = _encode(rows, at_ns, note, longest=_SHORT_CHARS)
+    return record
 
 
 def decode_record(data: bytes) -> Record:
@@ -79,57 +103,75 @@ def decode_record(data: bytes) -> Record:
         FrameError: It is no record, or one of another version.
     """
     try:
-        version, at_ns, encoded, note = load(data)
+        version, at_ns, note, names, encoded = load(data)
         if version != _VERSION:
             raise FrameError(f"A record of the log has the version {version!r}.")
-        return Record(at_ns, None if encoded is None else tuple([_decode_row(row) for row in encoded]), note)
+        return Record(at_ns, None if encoded is None else tuple([_decode_row(row, names) for row in encoded]), note)
     except FrameError:
         raise
     except Exception as error:  # whatever unpacking something of another shape raises
         raise FrameError(f"A record of the log is malformed: {error}") from error
 
 
-def _encode_row(row: RowChange) -> list[object]:
-    after = row.after
-    if row.kind == "update" and row.before is not None and after is not None:
+def _encode(rows: Sequence[RowChange] | None, at_ns: int, note: str, *, longest: int | None) -> bytes:
+    # Each column is named once, and stands in the rows by its number there.
+    numbers: dict[str, int] = {}
+    encoded = None if rows is None else [_encode_row(row, numbers, longest) for row in rows]
+    return dump([_VERSION, at_ns, note, list(numbers), encoded])
+
+
+def _encode_row(row: RowChange, numbers: dict[str, int], longest: int | None) -> list[object]:
+    before, after = _short(row.before, longest), _short(row.after, longest)
+    missing: list[int] = []
+    if row.kind == "update" and before is not None and after is not None:
         # Most columns of an updated row are as they were.
-        before = row.before
+        missing = [numbers.setdefault(name, len(numbers)) for name in before if name not in after]
         after = {name: value for name, value in after.items() if not _is_same(before.get(name, _ABSENT), value)}
-        if missing := [name for name in before if name not in row.after]:  # type: ignore[operator]  # checked above
-            return [*_head(row), _encode_image(before), _encode_image(after), missing]
-    return [*_head(row), _encode_image(row.before), _encode_image(after), []]
-
-
-def _head(row: RowChange) -> list[object]:
     return [
         _KINDS.index(row.kind),
         None if row.key is None else list(map(encode_cell, row.key)),
-        None if row.columns is None else sorted(row.columns),
+        None if row.columns is None else [numbers.setdefault(name, len(numbers)) for name in sorted(row.columns)],
+        _encode_image(before, numbers),
+        _encode_image(after, numbers),
+        missing,
     ]
 
 
-def _decode_row(encoded: list[Any]) -> RowChange:
+def _decode_row(encoded: list[Any], names: list[str]) -> RowChange:
     kind, key, columns, raw_before, raw_after, missing = encoded
-    before, after = _decode_image(raw_before), _decode_image(raw_after)
+    before, after = _decode_image(raw_before, names), _decode_image(raw_after, names)
     if _KINDS[kind] == "update" and before is not None and after is not None:
         after = before | after
-        for name in missing:
-            del after[name]
+        for number in missing:
+            del after[names[number]]
     return RowChange(
         _KINDS[kind],
         None if key is None else tuple(map(decode_cell, key)),
-        None if columns is None else frozenset(columns),
+        None if columns is None else frozenset([names[number] for number in columns]),
         before,
         after,
     )
 
 
-def _encode_image(image: Image | None) -> object:
-    return None if image is None else {name: encode_cell(value) for name, value in image.items()}
+def _short(image: Image | None, longest: int | None) -> Image | None:
+    if image is None or longest is None:
+        return image
+    return {name: value for name, value in image.items() if not isinstance(value, str | bytes) or len(value) <= longest}
 
 
-def _decode_image(encoded: dict[str, Any] | None) -> dict[str, Any] | None:
-    return None if encoded is None else {name: decode_cell(cell) for name, cell in encoded.items()}
+def _encode_image(image: Image | None, numbers: dict[str, int]) -> object:
+    if image is None:
+        return None
+    flat: list[object] = []
+    for name, value in image.items():
+        flat += numbers.setdefault(name, len(numbers)), encode_cell(value)
+    return flat
+
+
+def _decode_image(flat: list[Any] | None, names: list[str]) -> dict[str, Any] | None:
+    if flat is None:
+        return None
+    return {names[number]: decode_cell(cell) for number, cell in zip(flat[::2], flat[1::2], strict=True)}
 
 
 _ABSENT: Final = object()
@@ -137,4 +179,12 @@ _ABSENT: Final = object()
 
 def _is_same(before: object, after: object) -> bool:
     """Return whether two values are equal in value and in type, so that one may stand for the other."""
-    return type(before) is type(after) and (before is after or (before == after and repr(before) == repr(after)))
+    kind = type(before)
+    if kind is not type(after):
+        return False
+    if kind in _PLAIN:
+        return before == after
+    return before is after or (before == after and repr(before) == repr(after))
+
+
+_PLAIN: Final = frozenset({type(None), bool, int, str, bytes})

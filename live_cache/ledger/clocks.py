@@ -49,7 +49,7 @@ LOG_LENGTH: Final = 4096
 """Ticks whose records a clock keeps. An entry with an older stamp is stale as soon as any row was changed since."""
 LOG_BYTES: Final = 2 * 1024 * 1024
 """Bytes of records that a clock keeps at most."""
-MAX_RECORD_BYTES: Final = 32 * 1024
+MAX_RECORD_BYTES: Final = 64 * 1024
 """The longest record. What needs more is a change of the whole table."""
 NEWBORN: Final = "newborn"
 """Id of the hold that a new clock is born with (rule 17)."""

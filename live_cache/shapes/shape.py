@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from django.db import models
 from django.db.models import expressions
 
-from live_cache.changes import Image, RowChange
-from live_cache.shapes.conditions import ANYTHING, column_of, may_hold, own_part
+from live_cache.changes import Image, Record, RowChange
+from live_cache.shapes.conditions import ANYTHING, column_of, may_hold, own_part, values_of
 from live_cache.shapes.select_list import distinct_values, groups_of
 from live_cache.shapes.text_rules import text_rules_of
 from live_cache.shapes.truth import FALSE, NULL, TRUE, TextRules, is_comparable_field, position
@@ -201,6 +201,25 @@ class Scope:
             if cause:
                 return cause
         return ""
+
+    def misses(self, table: str, record: Record) -> bool:
+        """
+        Return whether no row of *record* is in a bucket that the result depends on.
+
+        For records of many rows: it looks up the values that the conditions name, and judges no row.
+        """
+        uses = self.uses.get(table)
+        return uses is not None and all(self._misses(use, record) for use in uses)
+
+    def _misses(self, use: Use, record: Record) -> bool:
+        for column, values in values_of(use.condition).items():
+            if all(
+                type(value) is int or (type(value) is str and self.shape.text.is_equality_exact) for value in values
+            ):
+                held = record.values_of(column)
+                if held is not None and held.isdisjoint(values):
+                    return True
+        return False
 
     def _cause(self, use: Use, change: RowChange, view: View) -> str:
         columns = change.columns if change.kind == "update" else None

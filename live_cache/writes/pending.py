@@ -130,7 +130,7 @@ def _record_of(rows: Sequence[RowChange]) -> bytes:
     if not rows:
         return b""
     try:
-        record = encode_record(rows)
+        record = encode_record(rows, limit_bytes=MAX_RECORD_BYTES)
     except UncachableValueError:
         return b""
     return record if len(record) <= MAX_RECORD_BYTES else b""
