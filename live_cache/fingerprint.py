@@ -25,7 +25,7 @@ from typing import Any, Final, cast
 from django.apps import apps
 from django.core.exceptions import FieldError
 from django.db import models
-from django.db.models import expressions
+from django.db.models import expressions, lookups
 from django.db.models.fields import related_lookups
 from django.db.models.sql import datastructures, where
 from django.db.models.sql.query import Query
@@ -43,6 +43,7 @@ from live_cache.deterministic import (
     TIME_ZONE_MODULES,
 )
 from live_cache.exceptions import UncachableQueryError
+from live_cache.integer_ranges import range_class
 from live_cache.raw_sql import RawSQL
 
 __all__ = ["Walk", "walk_expressions", "walk_query"]
@@ -78,7 +79,7 @@ _PRIMITIVES: Final = frozenset({type(None), bool, int, float, str, bytes})
 class Walk:
     """One walk over one query."""
 
-    __slots__ = ("declared_tables", "is_time_zone_dependent", "parameters", "structure")
+    __slots__ = ("declared_tables", "holds_raw_sql", "is_time_zone_dependent", "parameters", "structure")
 
     def __init__(self) -> None:
         self.parameters: list[Token] = []
@@ -86,6 +87,8 @@ class Walk:
         self.is_time_zone_dependent = False
         self.declared_tables: frozenset[str] = frozenset()
         """What each RawSQL was declared to read."""
+        self.holds_raw_sql = False
+        """Whether there is a RawSQL, whose text may name columns without their tables."""
 
     def structure_bytes(self) -> bytes:
         """Return the structure, serialised. Equal for queries that differ only in the values of parameters."""
@@ -171,6 +174,8 @@ class Walk:
             parts.append(self.token(rhs))
         else:
             parts.append(self.value(rhs))
+            if isinstance(rhs, int) and issubclass(type(lookup), lookups.IntegerFieldOverflow):
+                parts.append(range_class(rhs, lookup.lhs.output_field.get_internal_type()))
         if lookup.bilateral_transforms:
             parts.append(tuple(map(_class_name, lookup.bilateral_transforms)))
         if type(lookup).__name__.startswith("Year") or type(lookup).__module__ in TIME_ZONE_MODULES:
@@ -314,6 +319,7 @@ def _func(walk: Walk, func: Any) -> Token:
 
 def _raw_sql(walk: Walk, raw: RawSQL) -> Token:
     walk.declared_tables |= raw.tables
+    walk.holds_raw_sql = True
     return ("RawSQL", raw.sql, walk.value(raw.params), sorted(raw.tables), walk.token(_output_field(raw)))
 
 

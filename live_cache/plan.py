@@ -108,8 +108,8 @@ def make_plan(
     if is_private_database(connection):
         raise UncachableQueryError("An in-memory SQLite database is visible to its own connection only.")
     walk = walk_query(query, extra=(_PLAN_VERSION, django.VERSION[:2], connection.vendor, result_kind))
-    declared = walk.declared_tables
-    layout = _layout_of(query, walk, connection, lambda: _learn(query, connection, declared))
+    declared, is_raw = walk.declared_tables, walk.holds_raw_sql
+    layout = _layout_of(query, walk, connection, lambda: _learn(query, connection, declared, is_raw=is_raw))
     database = database_name(connection)
     tenant = settings.tenant
     digest = _digest(
@@ -122,7 +122,10 @@ def make_plan(
     if aggregates is not None and run is not None:
         walk = walk_expressions(walk.structure, aggregates)
         declared |= walk.declared_tables
-        layout = _layout_of(query, walk, connection, lambda: _learn_by_interception(query, connection, run, declared))
+        is_raw = is_raw or walk.holds_raw_sql
+        layout = _layout_of(
+            query, walk, connection, lambda: _learn_by_interception(query, connection, run, declared, is_raw=is_raw)
+        )
         page_suffix += "_" + _digest(walk.structure_bytes(), walk.parameter_bytes(), layout.schema_digest)
     model = query.model
     assert model is not None
@@ -186,7 +189,7 @@ def _layout_of(query: Query, walk: Walk, connection: BaseDatabaseWrapper, learn:
     return layout
 
 
-def _learn(query: Query, connection: BaseDatabaseWrapper, declared: frozenset[str]) -> Layout:
+def _learn(query: Query, connection: BaseDatabaseWrapper, declared: frozenset[str], *, is_raw: bool) -> Layout:
     compiler = _copy(query).get_compiler(connection=connection)
     try:
         sql, _parameters = compiler.as_sql()
@@ -195,7 +198,7 @@ def _learn(query: Query, connection: BaseDatabaseWrapper, declared: frozenset[st
     except Exception as error:  # Django tells it to whoever evaluates this; count() may do without what is wrong here
         raise UncachableQueryError(f"The query does not compile: {error!r}") from error
     tables, schema_digest = _prove(sql, connection, query.model, declared)
-    shape = None if declared else learn_shape(compiler, sql, connection)
+    shape = None if is_raw else learn_shape(compiler, sql, connection)
     return Layout(tables, schema_digest, compiler.select, compiler.klass_info, compiler.annotation_col_map, shape)
 
 
@@ -214,14 +217,19 @@ def _own_selected(query: Any) -> None:
 
 
 def _learn_by_interception(
-    query: Query, connection: BaseDatabaseWrapper, run: Callable[[], object], declared: frozenset[str]
+    query: Query,
+    connection: BaseDatabaseWrapper,
+    run: Callable[[], object],
+    declared: frozenset[str],
+    *,
+    is_raw: bool,
 ) -> Layout:
     with intercepting(connection) as interception:
         run()
     if interception.sql is None:
         raise UncachableQueryError("Django answers without the database.")
     tables, schema_digest = _prove(interception.sql, connection, None, declared)
-    shape = None if declared else shape_of_aggregate(query, interception.sql, connection)
+    shape = None if is_raw else shape_of_aggregate(query, interception.sql, connection)
     return Layout(tables, schema_digest, None, None, None, shape)
 
 

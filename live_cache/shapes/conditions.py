@@ -19,6 +19,7 @@ from django.db.models.fields import DecimalField, related_lookups
 from django.db.models.sql.where import AND, OR, WhereNode
 
 from live_cache.changes import Image
+from live_cache.integer_ranges import range_class
 from live_cache.shapes.truth import (
     FALSE,
     NULL,
@@ -163,6 +164,8 @@ class _Text:
             return NULL
         if type(value) is not str or not text.is_equality_exact or not (value.isascii() and self.needle.isascii()):
             return UNKNOWN
+        if "\0" in value or "\0" in self.needle:  # where SQLite sees the end
+            return UNKNOWN
         held, needle = value.lower(), self.needle.lower()
         if self.name.endswith("startswith"):
             found = held.startswith(needle)
@@ -228,6 +231,8 @@ class _Not:
 
 def read_where(where: WhereNode, alias: str) -> Condition:
     """Return what *where* says of the rows of *alias*."""
+    if where.contains_over_clause:  # what stands beside a window in an OR leaves no row out of that window
+        return ANYTHING
     condition = _read(where, alias)
     return condition if _says_something(condition) else ANYTHING
 
@@ -355,6 +360,8 @@ def _with(value: Any, order: type) -> tuple[str, Any, frozenset[int]]:
 def _is_parameter(value: Any, field: Any) -> bool:
     """Return whether *value* goes to the database as it is, so that it may be compared here."""
     if value is None or hasattr(value, "resolve_expression") or hasattr(value, "as_sql"):
+        return False
+    if isinstance(value, int) and range_class(value, field.get_internal_type()):
         return False
     if type(value) is Decimal:
         places = value.as_tuple().exponent

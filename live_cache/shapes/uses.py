@@ -182,7 +182,7 @@ def _uses_in(
             is_outermost=is_outermost,
             is_base=is_outermost and alias == outline.base_alias,
             is_anchored=is_outermost and enforces_foreign_keys and _is_anchored(join),
-            partner=_partner(join) if is_outermost else None,
+            partner=_partner(join, alias, outline) if is_outermost else None,
         )
 
 
@@ -266,13 +266,20 @@ def _carry_over_joins(joins: Mapping[str, Any], required: set[str], conditions: 
 
 def _is_anchored(join: Any) -> bool:
     """Return whether *join* goes from a foreign key, which the database enforces, to the row that it refers to."""
-    return _is_to_referred(join) and bool(getattr(join.join_field, "db_constraint", False))
+    # The tables of unmanaged models need not have the constraints that the models tell of.
+    return (
+        _is_to_referred(join)
+        and bool(getattr(join.join_field, "db_constraint", False))
+        and join.join_field.model._meta.managed
+    )
 
 
-def _partner(join: Any) -> tuple[str, str, str] | None:
+def _partner(join: Any, alias: str, outline: Outline) -> tuple[str, str, str] | None:
     """Return the column of a one-to-one relation that is followed backwards, and the alias and column it equals."""
     field = getattr(join, "join_field", None)
     if not isinstance(field, models.OneToOneRel) or join.filtered_relation is not None or join.join_type == INNER:
         return None
     ((lhs, rhs),) = join.join_fields
-    return (rhs.column, join.parent_alias, lhs.column) if rhs.unique else None
+    if not rhs.unique or outline.counts[alias, rhs.column] != 1:  # the WHERE asks for it, too
+        return None
+    return rhs.column, join.parent_alias, lhs.column

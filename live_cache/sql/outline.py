@@ -102,6 +102,7 @@ def outline(sql: str) -> Outline:
         for columns in (found.shown, found.order):
             for alias, names in columns.items():
                 found.body.setdefault(alias, set()).update(names)
+                found.counts.update((alias, name) for name in names)
             columns.clear()
     return found
 
