@@ -10,19 +10,25 @@ yet. On a standby the locks of the primary are missing, so it is never asked.
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-__all__ = ["is_over", "session_token", "writer_token", "writers_in_progress"]
+__all__ = ["XID", "is_over", "session_token", "token_of", "writer_token", "writers_in_progress"]
 
 NONE_ASSIGNED = "pg:none"
+XID: Final = "pg_catalog.pg_current_xact_id_if_assigned()::text"
+"""The id of the running transaction, in SQL: the same from its first write to its end."""
 
 
 def writer_token(connection: BaseDatabaseWrapper) -> str:
     """Return ``pg:<xid8>``, or ``pg:none`` for a transaction that has written nothing."""
-    xid = _row(connection, "SELECT pg_catalog.pg_current_xact_id_if_assigned()::text")[0]
+    return token_of(_row(connection, f"SELECT {XID}")[0])
+
+
+def token_of(xid: str | None) -> str:
+    """Return the fence of the transaction that has answered *xid* to XID."""
     return NONE_ASSIGNED if xid is None else f"pg:{xid}"
 
 

@@ -7,7 +7,7 @@ database. Whether a column has changed is seen in the driver's values, of every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -146,10 +146,12 @@ class Columns:
         key = tuple([row[position] for position in self.key])
         return key if all(type(value) in _KEY_TYPES for value in key) else None
 
-    def image(self, row: Row, connection: BaseDatabaseWrapper) -> dict[str, Any]:
-        """Return the image of *row*."""
+    def image(self, row: Row, connection: BaseDatabaseWrapper, columns: Container[str] | None = None) -> dict[str, Any]:
+        """Return the image of *row*, or of some columns of it."""
         names, values = [], []
         for position, column, expression, converters in self._image:
+            if columns is not None and column not in columns:
+                continue
             value = row[position]
             for converter in converters:
                 value = converter(value, expression, connection)
@@ -173,7 +175,10 @@ class Columns:
             if not columns:
                 return None
         image_before = None if before is None else self.image(before, connection)
-        image_after = None if after is None else self.image(after, connection)
+        image_after = None if after is None else self.image(after, connection, columns)
+        if columns is not None and image_before is not None and image_after is not None:
+            kept = {name: value for name, value in image_before.items() if name not in columns}
+            image_after = kept | image_after
         key = self._key_of(image_before if image_before is not None else image_after)
         if before is None:
             return RowChange("insert", key, None, None, image_after)
@@ -187,9 +192,8 @@ class Columns:
         return tuple([image[name] for name in names]) if image.keys() >= set(names) else None
 
 
-def columns_of(model: type[models.Model], connection: BaseDatabaseWrapper, description: Any) -> Columns:
-    """Return the Columns of a cursor's *description* of a SELECT * from the table of *model*."""
-    names = tuple([column[0] for column in description])
+def columns_of(model: type[models.Model], connection: BaseDatabaseWrapper, names: tuple[str, ...]) -> Columns:
+    """Return the Columns of a SELECT * from the table of *model* that has given these names."""
     return _columns(model, connection.alias, connection.vendor, connection.timezone is None, names)
 
 

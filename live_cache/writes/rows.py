@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from django.db import Error
 
 from live_cache.changes import MAX_ROWS, RowChange
+from live_cache.ledger import fences_postgresql
 from live_cache.sql import Statement, normalize_table
 from live_cache.sql.row_writes import RowWrite, read_row_write
 from live_cache.tables import models_of_tables
@@ -59,6 +60,12 @@ class _Before(NamedTuple):
     columns: Columns
     rows: dict[tuple[Any, ...], Sequence[Any]]
     """By the key, as the driver gives it."""
+
+
+class _Told(NamedTuple):
+    changes: list[RowChange]
+    fence: str = ""
+    """Of the transaction, where it was learned on the way; see ledger.fences."""
 
 
 def target_of(statement: Statement, sql: object, parameters: Any, *, connection: BaseDatabaseWrapper) -> Target:
@@ -108,11 +115,11 @@ def run_telling_rows(state: ConnectionState, target: Target, run: Callable[[], T
     except BaseException:
         state.record({table}, note="a statement that failed")
         raise
-    changes = attempt(connection, lambda: _changes(target, before, connection, cursor))
-    if isinstance(changes, Untold):
-        state.record({table}, note=str(changes))
+    told = attempt(connection, lambda: _changes(target, before, connection, cursor))
+    if isinstance(told, Untold):
+        state.record({table}, note=str(told))
     else:
-        state.record_rows(table, changes)
+        state.record_rows(table, told.changes, fence=told.fence)
     return result
 
 
@@ -172,7 +179,8 @@ def _read_before(state: ConnectionState, target: Target) -> _Before:
     if parameters is not None:
         parameters = parameters[write.n_before : write.n_before + write.n_condition]
     sql = f"SELECT * FROM {write.table}{condition} LIMIT {MAX_ROWS + 1}{_lock_clause(connection, target)}"
-    columns, rows = _select(connection, target.model, sql, parameters)
+    found, rows = _select(connection, sql, parameters)
+    columns = columns_of(target.model, connection, tuple(found))
     if len(rows) > MAX_ROWS:
         raise Untold(f"more than {MAX_ROWS} rows")
     names = {name.lower() for name in columns.names}
@@ -202,7 +210,7 @@ def _lock_clause(connection: BaseDatabaseWrapper, target: Target) -> str:
     return " FOR UPDATE SKIP LOCKED"
 
 
-def _changes(target: Target, before: _Before, connection: BaseDatabaseWrapper, cursor: Any) -> list[RowChange]:
+def _changes(target: Target, before: _Before, connection: BaseDatabaseWrapper, cursor: Any) -> _Told:
     """Return what the statement that *cursor* has just run has changed."""
     if connection.vendor == "sqlite" and target.write.has_returning:
         cursor.cursor.buffer()  # before its rows are taken the statement is not over
@@ -211,45 +219,64 @@ def _changes(target: Target, before: _Before, connection: BaseDatabaseWrapper, c
     columns = before.columns
     if target.write.verb == "delete":
         found = [columns.change(row, None, connection) for row in before.rows.values()]
-        return [change for change in found if change is not None]
+        return _Told([change for change in found if change is not None])
     if not before.rows:
-        return []
-    after = _read_after(target, before, connection)
+        return _Told([])
+    after, fence = _read_after(target, before, connection)
     if after.keys() != before.rows.keys():
         raise Untold("rows that are not found again by their key")
     found = [columns.change(row, after[key], connection) for key, row in before.rows.items()]
-    return [change for change in found if change is not None]
+    return _Told([change for change in found if change is not None], fence)
 
 
 def _read_after(
     target: Target, before: _Before, connection: BaseDatabaseWrapper
-) -> dict[tuple[Any, ...], Sequence[Any]]:
-    names = [connection.ops.quote_name(name) for name in key_columns(target.model)]
-    if len(names) == 1:
-        condition = f"{names[0]} IN ({', '.join(['%s'] * len(before.rows))})"
+) -> tuple[dict[tuple[Any, ...], Sequence[Any]], str]:
+    """Return the rows as they are now, by their key, and the fence if it came with them."""
+    keys = [connection.ops.quote_name(name) for name in key_columns(target.model)]
+    if len(keys) == 1:
+        condition = f"{keys[0]} IN ({', '.join(['%s'] * len(before.rows))})"
     else:
-        one = f"({' AND '.join(f'{name} = %s' for name in names)})"
+        one = f"({' AND '.join(f'{name} = %s' for name in keys)})"
         condition = " OR ".join([one] * len(before.rows))
-    # A plain SELECT in a snapshot of MySQL would show a row that the statement has left alone as it was long ago.
-    lock = " FOR UPDATE" if connection.vendor == "mysql" else ""
     parameters = [value for key in before.rows for value in key]
-    columns, rows = _select(
-        connection, target.model, f"SELECT * FROM {target.write.table} WHERE {condition}{lock}", parameters
-    )
-    if columns is not before.columns:
+    n_columns = len(before.columns.names)
+    fence, also, lock = "", "", ""
+    if connection.vendor == "postgresql":
+        also = f", {fences_postgresql.XID}"  # the COMMIT asks for it anyway
+    elif connection.vendor == "mysql":
+        # A plain SELECT in a snapshot would show a row that the statement has left alone as it was long ago.
+        lock = " FOR UPDATE"
+    names, rows = _select(connection, f"SELECT *{also} FROM {target.write.table} WHERE {condition}{lock}", parameters)
+    if columns_of(target.model, connection, tuple(names[:n_columns])) is not before.columns or (
+        len(names) != n_columns + bool(also)
+    ):
         raise Untold("a table that was altered meanwhile")
-    return {key: row for row in rows if (key := columns.raw_key(row)) is not None}
+    if also and rows:
+        fence = fences_postgresql.token_of(rows[0][-1])
+        rows = [row[:-1] for row in rows]
+    return {key: row for row in rows if (key := before.columns.raw_key(row)) is not None}, fence
 
 
 def _select(
-    connection: BaseDatabaseWrapper, model: type[models.Model], sql: str, parameters: Sequence[Any] | None
-) -> tuple[Columns, list[Sequence[Any]]]:
+    connection: BaseDatabaseWrapper, sql: str, parameters: Sequence[Any] | None
+) -> tuple[Sequence[str], list[Sequence[Any]]]:
+    """Return the names of the columns, and the rows."""
     with closing(connection.create_cursor()) as cursor:
         if parameters is None:
             cursor.execute(sql)
         else:
             cursor.execute(sql, parameters)
-        return columns_of(model, connection, cursor.description), cursor.fetchall()
+        return _names(cursor), cursor.fetchall()
+
+
+def _names(cursor: Any) -> tuple[str, ...]:
+    result = getattr(cursor, "pgresult", None)
+    if result is None:
+        return tuple([column[0] for column in cursor.description])
+    # Each entry of psycopg's description looks up a type, which takes longer than the query.
+    encoding = cursor.connection.info.encoding
+    return tuple([result.fname(number).decode(encoding) for number in range(result.nfields)])
 
 
 def _is_fatal(connection: BaseDatabaseWrapper, error: Error) -> bool:

@@ -59,7 +59,7 @@ class TrackedCursor(SQLiteCursorWrapper):
 
     def buffer(self) -> None:
         """Take all rows of the statement now, so that it is finished; they are handed out as before."""
-        if self.description is not None:
+        if self.description is not None and self._buffer is None:
             self._buffer = super().fetchall()
             self._set_open(False)
 

@@ -96,6 +96,7 @@ class ConnectionState:
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self._connection = weakref.ref(connection)
         self._pending = Pending()
+        self._fence = ""
         self.is_raw_transaction = False
         """Whether a BEGIN was sent as SQL, behind Django's back."""
         self.is_raw_transaction_uncertain = False
@@ -149,6 +150,7 @@ class ConnectionState:
     def clear(self) -> None:
         """Forget the writes: they are committed and ticked, or rolled back."""
         self._pending.clear()
+        self._fence = ""
         self.has_sqlite_lock = False
 
     @property
@@ -196,9 +198,17 @@ class ConnectionState:
         self._pending.add_tables(tables, is_everything=is_everything, note=note)
         self.recently_written.update(tables)
 
-    def record_rows(self, table: str, changes: Sequence[RowChange]) -> None:
-        """Note what has become of rows of *table* in the running transaction; perhaps nothing."""
+    def record_rows(self, table: str, changes: Sequence[RowChange], *, fence: str = "") -> None:
+        """
+        Note what has become of rows of *table* in the running transaction; perhaps nothing.
+
+        Args:
+            fence: Of the transaction, if it is known already.
+        """
         self._pending.add_rows(table, changes)
+        # Forgotten by clear(), so it may be kept only while there is something to clear.
+        if fence and self._pending:
+            self._fence = fence
         self.recently_written.add(table)
 
     def wants_rows(self, table: str) -> bool:
@@ -245,7 +255,7 @@ class ConnectionState:
         if not self.has_writes and not self._test_tables:
             return commit()
         ticks = self._ticks(is_committing=True)
-        self._declare(ticks, fences.writer_token(self.connection))
+        self._declare(ticks, self._fence or fences.writer_token(self.connection))
         try:
             result = commit()
         except BaseException:
