@@ -12,7 +12,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from urllib.parse import quote
@@ -22,6 +22,7 @@ from django.utils.module_loading import import_string
 
 from live_cache.conf import settings
 from live_cache.exceptions import ConfigurationError
+from live_cache.known_entries import KnownEntries
 from live_cache.location import (
     LedgerChoice,
     Location,
@@ -89,6 +90,8 @@ class Assembly:
     metrics: Metrics
     cull_frequency: int | None = None
     """OPTIONS["CULL_FREQUENCY"], unless the farthest tier evicts by itself."""
+    known_entries: KnownEntries = field(default_factory=KnownEntries, repr=False)
+    """What tells a miss by eviction from the first read."""
 
 
 @dataclass(frozen=True, slots=True)

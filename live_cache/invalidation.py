@@ -12,6 +12,7 @@ from django.apps import apps
 from django.db import DEFAULT_DB_ALIAS, connections, models
 
 from live_cache.assembly import Assembly, get_assembly, live_assemblies
+from live_cache.changes import encode_record
 from live_cache.exceptions import LedgerUnavailableError
 from live_cache.ledger.clocks import TABLE_SLOT, slot_of
 from live_cache.names import KEYS_CLOCK, clock_of, database_name
@@ -51,6 +52,7 @@ def invalidate(
     """
     assemblies = live_assemblies() if using_cache is None else (get_assembly(using_cache),)
     ledgers = {id(assembly.ledger): assembly for assembly in assemblies}
+    note = f"invalidate({_shown(target)})"
     if isinstance(target, str):
         changes = {KEYS_CLOCK: {slot_of(target)}}
         label, _, fingerprint = target.partition("/")
@@ -64,22 +66,24 @@ def invalidate(
         connection = connections[alias]
         state = state_of(connection)
         if state.is_in_transaction and using_cache is None:
-            state.record(tables_of(model))
+            state.record(tables_of(model), note=note)
             return len(ledgers)
         changes = _table_changes(model, connection)
     for assembly in ledgers.values():
-        _tick(assembly, changes)
+        _tick(assembly, changes, note=note)
     return len(ledgers)
 
 
 def invalidate_key_of(plan: Plan, assembly: Assembly, connection: BaseDatabaseWrapper) -> None:
     """Mark stale every entry under the automatic key of *plan*."""
     model = apps.get_model(plan.cache_key.partition("/")[0])
-    _tick(assembly, _key_changes(model, plan.cache_key, connection))
+    _tick(assembly, _key_changes(model, plan.cache_key, connection), note="invalidate() of the queryset")
 
 
-def _tick(assembly: Assembly, changes: dict[str, set[int]]) -> None:
-    if not assembly.ledger.tick(changes):
+def _tick(assembly: Assembly, changes: dict[str, set[int]], *, note: str) -> None:
+    # Where only a key is ticked, the record says that no row was changed: it is there for people.
+    records = {clock: encode_record(None if TABLE_SLOT in slots else (), note=note) for clock, slots in changes.items()}
+    if not assembly.ledger.tick(changes, records=records):
         raise LedgerUnavailableError(
             f"The ledger of cache {assembly.alias!r} did not answer. The invalidation is kept by this process and "
             "delivered when the ledger answers again."
@@ -94,6 +98,12 @@ def _table_changes(model: type[models.Model], connection: BaseDatabaseWrapper) -
 def _key_changes(model: type[models.Model], cache_key: str, connection: BaseDatabaseWrapper) -> dict[str, set[int]]:
     # The entries of a key depend on its slot in the clock of the base table: see plan.make_plan().
     return {clock_of(database_name(connection), normalize_table(model._meta.db_table)): {slot_of(cache_key)}}
+
+
+def _shown(target: type[models.Model] | models.Model | str) -> str:
+    if not isinstance(target, str):
+        return target._meta.label
+    return repr(target if len(target) <= 60 else target[:57] + "...")
 
 
 def _model_labelled(label: str) -> type[models.Model] | None:

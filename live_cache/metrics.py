@@ -13,7 +13,7 @@ class Metrics:
     """
     Counts events by name, exactly, under any number of threads.
 
-    A dotted event, such as ``misses.stale``, is one kind of the event before its dot: where only kinds were counted,
+    A dotted event, such as ``misses.row``, is one kind of the event before its dot: where only kinds were counted,
     the snapshot holds their sum too. Counters start from zero in a forked child, so that a sum over processes counts
     nothing twice.
     """
@@ -27,6 +27,12 @@ class Metrics:
         """Add *n* to *event*."""
         with self._lock:
             self._counts[event] = self._counts.get(event, 0) + n
+
+    def count_together(self, *events: str) -> None:
+        """Add one to each of *events*, so that no snapshot shows one of them without the others."""
+        with self._lock:
+            for event in events:
+                self._counts[event] = self._counts.get(event, 0) + 1
 
     def snapshot(self) -> dict[str, int]:
         """Return a copy of all counters, sorted by name, taken at one moment."""

@@ -22,9 +22,11 @@ from live_cache.exceptions import FrameError, LedgerUnavailableError, StoreError
 from live_cache.ledger import fences
 from live_cache.ledger.clocks import Reading, is_fresh, take_stamps
 from live_cache.loop import is_on_loop, leave_loop
+from live_cache.read_records import ReadRecord, Result, Rows, count_hit, count_miss, is_recording, recorded, recording
 from live_cache.rows import Entry, EntryHeader, decode_entry, encode_entry, restamp_entry
+from live_cache.shapes.causes import DroppedBy
 from live_cache.shapes.shape import View
-from live_cache.shapes.witness import Cause, EntryWitness
+from live_cache.shapes.witness import EntryWitness
 from live_cache.stores.base import MISS
 from live_cache.writes.transactions import ConnectionState, is_any_in_transaction, state_of
 
@@ -34,51 +36,21 @@ if TYPE_CHECKING:
     from live_cache.assembly import Assembly
     from live_cache.plan import Plan
 
-__all__ = ["ReadRecord", "Result", "disabled", "fetch_plainly", "is_disabled", "read", "reason_to_bypass", "recording"]
+__all__ = [
+    "ReadRecord",
+    "Result",
+    "Rows",
+    "disabled",
+    "fetch_plainly",
+    "is_disabled",
+    "read",
+    "reason_to_bypass",
+    "recording",
+]
 
 logger = logging.getLogger("live_cache.read")
 
-Rows = Sequence[tuple[Any, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class ReadRecord:
-    """What one live read did."""
-
-    is_hit: bool
-    tier: str | None
-    """The tier that had the entry: memory, disk, redis; None where the database answered."""
-    reason: str
-    """Empty for a hit. For a miss: cold, stale, expired, held, corrupt, refreshed; else why the cache was bypassed."""
-    cache_key: str
-    """Empty for a query that has no plan."""
-    page_suffix: str
-    duration_us: float
-    fetched_at_ns: int
-    """When the rows were read from the database, in nanoseconds since the epoch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """Rows and the record of how they came."""
-
-    rows: Rows
-    record: ReadRecord
-
-
-_recordings: ContextVar[tuple[list[ReadRecord], ...]] = ContextVar("live_cache_recordings", default=())
 _is_disabled: ContextVar[bool] = ContextVar("live_cache_is_disabled", default=False)
-
-
-@contextmanager
-def recording() -> Iterator[list[ReadRecord]]:
-    """Collect a ReadRecord of every live read inside the block, in order. For tests, badges and panels."""
-    records: list[ReadRecord] = []
-    token = _recordings.set((*_recordings.get(), records))
-    try:
-        yield records
-    finally:
-        _recordings.reset(token)
 
 
 @contextmanager
@@ -124,7 +96,6 @@ def read(
         assembly.metrics.count("bypasses.transaction")
         return fetch_plainly(assembly, fetch, reason, plan=plan, started=started)
     search = _Search(assembly, plan)
-    assembly.metrics.count("lookups")
     try:
         found = None if is_refresh else search.find()
         if assembly.ledger.is_silent and search.readings is not None:
@@ -132,27 +103,26 @@ def read(
             logger.warning("The ledger of %r answers again.", assembly.alias)
         if found is not None:
             rows, header, tier = found
-            assembly.metrics.count("hits")
-            assembly.metrics.count(f"hits.{tier}")
-            return _recorded(rows, started, plan, tier=tier, fetched_at_ns=header.fetched_at_ns)
+            count_hit(assembly.metrics, tier)
+            return recorded(rows, started, plan, tier=tier, fetched_at_ns=header.fetched_at_ns)
         readings = search.settled_readings(connection)
     except LedgerUnavailableError:
         assembly.metrics.count("ledger_errors")
-        assembly.metrics.count("misses")
+        count_miss(assembly.metrics, "ledger")
         if not assembly.ledger.is_silent:
             assembly.ledger.is_silent = True
             logger.warning("The ledger of %r does not answer; the database does.", assembly.alias, exc_info=True)
         return fetch_plainly(assembly, fetch, "the ledger did not answer", plan=plan, started=started)
     miss = "refreshed" if is_refresh else search.miss
-    assembly.metrics.count("misses")
-    assembly.metrics.count(f"misses.{miss}")
+    count_miss(assembly.metrics, miss)
     rows, is_proven = _fetch(state, plan, fetch)
     assembly.metrics.count("fetches")
     fetched_at_ns = time.time_ns()
     reason_after = reason_to_fill_not(connection, state)
     if is_proven and not reason_after:
         _store(assembly, plan, readings, rows, fetched_at_ns, timeout_s)
-    return _recorded(rows, started, plan, reason=reason_after or miss, fetched_at_ns=fetched_at_ns)
+    reason = reason_after or miss
+    return recorded(rows, started, plan, reason=reason, fetched_at_ns=fetched_at_ns, dropped_by=search.dropped_by)
 
 
 def _read_memory(
@@ -174,9 +144,8 @@ def _read_memory(
         leave_loop()
     assert found is not None
     rows, header, tier = found
-    for name in ("lookups", "hits", f"hits.{tier}"):
-        assembly.metrics.count(name)
-    return _recorded(rows, started, plan, tier=tier, fetched_at_ns=header.fetched_at_ns)
+    count_hit(assembly.metrics, tier)
+    return recorded(rows, started, plan, tier=tier, fetched_at_ns=header.fetched_at_ns)
 
 
 def fetch_plainly(
@@ -193,7 +162,7 @@ def fetch_plainly(
     rows = fetch()
     if assembly is not None:
         assembly.metrics.count("fetches")
-    return _recorded(rows, started, plan, reason=reason, fetched_at_ns=time.time_ns())
+    return recorded(rows, started, plan, reason=reason, fetched_at_ns=time.time_ns())
 
 
 def reason_to_bypass(connection: BaseDatabaseWrapper, state: ConnectionState, tables: frozenset[str]) -> str:
@@ -262,14 +231,14 @@ def _isolation(connection: BaseDatabaseWrapper, state: ConnectionState) -> str:
 class _Search:
     """One look through the tiers, under one reading of the ledger."""
 
-    __slots__ = ("assembly", "cause", "miss", "plan", "readings")
+    __slots__ = ("assembly", "dropped_by", "miss", "plan", "readings")
 
     def __init__(self, assembly: Assembly, plan: Plan) -> None:
         self.assembly = assembly
         self.plan = plan
         self.readings: list[Reading] | None = None
         self.miss = "cold"
-        self.cause: Cause | None = None
+        self.dropped_by: DroppedBy | None = None
 
     def find(self, *, tier_limit: int | None = None) -> tuple[Rows, EntryHeader, str] | None:
         """Return rows, header and tier of the nearest fresh entry, promoted to the tiers before it."""
@@ -301,7 +270,10 @@ class _Search:
                 self._restamp(found, self.readings)
             elif index:
                 self._promote(data, found.entry.header, index)
+            self.assembly.known_entries.note(self.plan.entry_key, found.entry.header.expires_at_ns)
             return rows, found.entry.header, tier.name
+        if self.miss == "cold" and tier_limit is None:
+            self.miss = self._why_nothing_was_there()
         return None
 
     def settled_readings(self, connection: BaseDatabaseWrapper) -> list[Reading]:
@@ -318,23 +290,32 @@ class _Search:
         entry = decode_entry(data, key=self.plan.entry_key, mac_keys=self.assembly.mac_keys)
         header = entry.header
         if header.expires_at_ns is not None and header.expires_at_ns <= time.time_ns():
-            self.miss = "expired"
+            self.miss, self.dropped_by = "expired", None
             return None
         assert self.readings is not None
-        if header.dependencies != self.plan.dependencies:
-            self.miss = "stale"
-            return None
         found = _Found(entry, EntryWitness(self.assembly.ledger, self.plan, header, View(entry.rows)))
-        if not is_fresh(header.stamps, self.readings, self.plan.dependencies, found.witness):
-            self.miss = "held" if any(reading.intents for reading in self.readings) else "stale"
-            self.cause = found.witness.cause
+        if header.dependencies != self.plan.dependencies or not is_fresh(
+            header.stamps, self.readings, self.plan.dependencies, found.witness
+        ):
+            self.dropped_by = found.witness.dropped_by(self.readings, is_detailed=is_recording())
+            self.miss = self.dropped_by.reason
             return None
         found.witness.remember(self.readings)
         return found
 
+    def _why_nothing_was_there(self) -> str:
+        reason = self.assembly.known_entries.take(self.plan.entry_key)
+        if reason == "evicted":
+            try:
+                for tier in self.assembly.store.stores:
+                    tier.exists(self.plan.entry_key)
+            except StoreError:
+                return "unanswered"
+        return reason
+
     def _drop(self, index: int) -> None:
         """Delete an entry that is no frame of ours, so that it is not read again and again."""
-        self.miss = "corrupt"
+        self.miss, self.dropped_by = "corrupt", None
         self.assembly.metrics.count("corrupt")
         tier = self.assembly.store.stores[index]
         logger.warning("The tier %r held a corrupt entry under %r; it is dropped.", tier.name, self.plan.entry_key)
@@ -418,26 +399,4 @@ def _store(
         logger.warning("A result of %r could not be stored.", plan.cache_key, exc_info=True)
     else:
         assembly.metrics.count("stores")
-
-
-def _recorded(
-    rows: Rows,
-    started: float,
-    plan: Plan | None,
-    *,
-    tier: str | None = None,
-    reason: str = "",
-    fetched_at_ns: int = 0,
-) -> Result:
-    record = ReadRecord(
-        is_hit=tier is not None,
-        tier=tier,
-        reason=reason,
-        cache_key="" if plan is None else plan.cache_key,
-        page_suffix="" if plan is None else plan.page_suffix,
-        duration_us=(time.perf_counter() - started) * 1e6,
-        fetched_at_ns=fetched_at_ns,
-    )
-    for records in _recordings.get():
-        records.append(record)
-    return Result(rows, record)
+        assembly.known_entries.note(plan.entry_key, header.expires_at_ns)

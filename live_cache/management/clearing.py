@@ -12,6 +12,7 @@ from django.db import connections
 from django.db.models import Model
 
 from live_cache.assembly import Assembly
+from live_cache.changes import encode_record
 from live_cache.invalidation import invalidate
 from live_cache.ledger.clocks import slot_of
 from live_cache.management.reports import LIVE, count_keys, live_keys
@@ -90,7 +91,9 @@ def _invalidate_key(assembly: Assembly, key: str) -> None:
     invalidate(key, using_cache=assembly.alias)
     # A key as ``keys`` lists it, with its fingerprint, has a slot in the clock of its table;
     # which table that is, the key does not say.
-    assembly.ledger.tick({info.clock: (slot_of(key),) for info in assembly.ledger.clocks()})
+    clocks = [info.clock for info in assembly.ledger.clocks()]
+    record = encode_record((), note="manage.py live_cache clear")
+    assembly.ledger.tick(dict.fromkeys(clocks, (slot_of(key),)), records=dict.fromkeys(clocks, record))
 
 
 def _refuse_unknown_key(assembly: Assembly, key: str, *, is_dry_run: bool) -> None:

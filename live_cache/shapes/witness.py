@@ -12,12 +12,14 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
 
 from live_cache.changes import Record, decode_record
 from live_cache.exceptions import FrameError, LedgerUnavailableError
-from live_cache.ledger.clocks import LOG_LENGTH, Intent, Reading, Stamp
+from live_cache.ledger.clocks import LOG_LENGTH, NEWBORN, ROWS_SLOT, TABLE_SLOT, Intent, Reading, Stamp
+from live_cache.names import KEYS_CLOCK
+from live_cache.shapes.causes import DroppedBy
 from live_cache.shapes.shape import Scope, View, scope_of
 
 if TYPE_CHECKING:
@@ -25,23 +27,13 @@ if TYPE_CHECKING:
     from live_cache.plan import Plan
     from live_cache.rows import EntryHeader
 
-__all__ = ["Cause", "EntryWitness"]
+__all__ = ["EntryWitness"]
 
 _MAX_SCOPES: Final = 4096
 _MAX_MEMOS: Final = 16_384
 _KEPT_RECORDS: Final = LOG_LENGTH
+_FEW_ROWS: Final = 8
 _UNREADABLE: Final = Record(0, None, "a record that this version cannot read")
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """Why an entry is not fresh, as far as the log tells."""
-
-    kind: str
-    """row, bucket, table, or unknown (the log does not reach back to the stamp)."""
-    clock: str = ""
-    record: Record | None = None
-    change: Any = None
 
 
 @dataclass(slots=True)
@@ -55,7 +47,7 @@ class _Memo:
 class EntryWitness:
     """See ledger.clocks.Witness. For one look at one entry."""
 
-    __slots__ = ("_header", "_ledger", "_memo", "_plan", "_scope", "cause", "view")
+    __slots__ = ("_header", "_ledger", "_memo", "_plan", "_refused", "_scope", "view")
 
     def __init__(self, ledger: Ledger, plan: Plan, header: EntryHeader, view: View) -> None:
         self._ledger = ledger
@@ -63,8 +55,7 @@ class EntryWitness:
         self._header = header
         self._scope: Scope | None = None
         self.view = view
-        self.cause: Cause | None = None
-        """Why the answer was no."""
+        self._refused: DroppedBy | None = None
         memos = _state_of(ledger).memos
         memo = memos.get(plan.entry_key)
         identity = (header.fetched_at_ns, header.stamps)
@@ -78,24 +69,69 @@ class EntryWitness:
         if after >= reading.seq:
             return True
         if self._plan.layout.shape is None:
-            self.cause = Cause("table", reading.clock)
             return False
         try:
             records = _records(self._ledger, reading, after)
         except LedgerUnavailableError:
             records = None
+        table = _table_of(reading.clock)
         if records is None:
-            self.cause = Cause("unknown", reading.clock)
+            self._refused = DroppedBy("unknown", table, note="the log of the table does not reach back to the entry")
             return False
-        table = reading.clock.rpartition("/")[2]
-        return all(self._excludes(table, reading.clock, record) for record in records if record is not None)
+        for record in records:
+            if record is not None and (refused := self._refusal(table, record)) is not None:
+                self._refused = refused
+                return False
+        return True
 
     def excludes_intent(self, position: int, intent: Intent) -> bool:
         """See Witness.excludes_intent()."""
-        clock = self._plan.dependencies[position].clock
         if self._plan.layout.shape is None:
             return False
-        return self._excludes(clock.rpartition("/")[2], clock, _decoded(intent.record))
+        refused = self._refusal(_table_of(self._plan.dependencies[position].clock), _decoded(intent.record))
+        if refused is None:
+            return True
+        self._refused = replace(refused, reason="held")
+        return False
+
+    def dropped_by(self, readings: Sequence[Reading], *, is_detailed: bool) -> DroppedBy:
+        """
+        Return why is_fresh() has just said no under *readings*.
+
+        Args:
+            is_detailed: Ask the ledger, too, for what it knows of a write that is told by table or by key: when it
+                was, and how.
+        """
+        stamps, dependencies = self._header.stamps, self._plan.dependencies
+        if dependencies != self._header.dependencies or len(stamps) != len(readings):
+            return DroppedBy("unknown", note="the entry depends on something else than the query")
+        for stamp, reading, dependency in zip(stamps, readings, dependencies, strict=True):
+            if stamp.epoch != reading.epoch:
+                note = "the clock that the entry was filled under is gone"
+                return DroppedBy("unknown", _table_of(reading.clock), note=note)
+            for slot, seq in zip(dependency.slots, reading.slots, strict=True):
+                if seq > stamp.seq and (slot != ROWS_SLOT or self._plan.layout.shape is None):
+                    return self._of_slot(reading, slot, seq, is_detailed=is_detailed)
+        if self._refused is not None:
+            return self._refused
+        for reading, dependency in zip(readings, dependencies, strict=True):
+            for intent in reading.intents:
+                if intent.touches(dependency.slots):
+                    return _of_intent(_table_of(reading.clock), intent)
+        return DroppedBy("unknown")
+
+    def _of_slot(self, reading: Reading, slot: int, seq: int, *, is_detailed: bool) -> DroppedBy:
+        """Return the last write that has ticked *slot* of a clock."""
+        is_key = reading.clock == KEYS_CLOCK or slot not in (TABLE_SLOT, ROWS_SLOT)
+        record: Record | None = None
+        if is_detailed:
+            try:
+                raw = self._ledger.log(reading.clock, reading.epoch, seq - 1, seq)
+            except LedgerUnavailableError:
+                raw = None
+            if raw and raw[0]:
+                record = _decoded(raw[0])
+        return DroppedBy.of("key" if is_key else "table", "" if is_key else _table_of(reading.clock), record)
 
     def remember(self, readings: Sequence[Reading]) -> None:
         """Note that the entry is fresh under *readings*."""
@@ -115,19 +151,30 @@ class EntryWitness:
             for stamp, reading in zip(self._header.stamps, readings, strict=True)
         )
 
-    def _excludes(self, table: str, clock: str, record: Record) -> bool:
+    def _refusal(self, table: str, record: Record) -> DroppedBy | None:
+        """Return the change of *record* that could have changed the result, or None."""
         if record.rows is None:
-            self.cause = Cause("table", clock, record)
-            return False
+            return DroppedBy.of("table", table, record)
         scope = self._scope
         if scope is None:
             scope = self._scope = _scope_of(self._ledger, self._plan)
+        if len(record.rows) > _FEW_ROWS and scope.misses(table, record):
+            return None
         for change in record.rows:
-            kind = scope.cause(table, change, self.view)
-            if kind:
-                self.cause = Cause(kind, clock, record, change)
-                return False
-        return True
+            reason = scope.cause(table, change, self.view)
+            if reason:
+                return DroppedBy.of(reason, table, record, change)
+        return None
+
+
+def _table_of(clock: str) -> str:
+    return clock.rpartition("/")[2]
+
+
+def _of_intent(table: str, intent: Intent) -> DroppedBy:
+    if intent.id == NEWBORN:
+        return DroppedBy("held", table, note="its clock is new")
+    return DroppedBy.of("held", table, _decoded(intent.record) if intent.record else None)
 
 
 class _State:
