@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from uuid import UUID
 
 from django.db import models
 from django.db.models import expressions
@@ -186,9 +188,13 @@ class Scope:
     is_limited: bool
     window: _Window | None
 
-    def cause(self, table: str, change: RowChange, view: View) -> str:
+    def cause(self, table: str, change: RowChange, view: View, *, is_of_one_kind: bool) -> str:
         """
         Return why *change*, of a row of *table*, could change the result that *view* shows; empty if it could not.
+
+        Args:
+            is_of_one_kind: Whether its transaction has changed rows of this table in no other way, and so has put no
+                row in the place of another one.
 
         Returns:
             "row": the row is shown. "bucket": it fulfils the conditions, before or after. "table": there are none.
@@ -197,7 +203,7 @@ class Scope:
         if uses is None:
             return "table"
         for use in uses:
-            cause = self._cause(use, change, view)
+            cause = self._cause(use, change, view, is_of_one_kind=is_of_one_kind)
             if cause:
                 return cause
         return ""
@@ -221,7 +227,7 @@ class Scope:
                     return True
         return False
 
-    def _cause(self, use: Use, change: RowChange, view: View) -> str:
+    def _cause(self, use: Use, change: RowChange, view: View, *, is_of_one_kind: bool) -> str:
         columns = change.columns if change.kind == "update" else None
         is_counted = self.purpose in ("count", "exists") and self.shape.is_row_by_row and use.is_outermost
         looked_at = use.membership if is_counted else use.columns
@@ -237,7 +243,7 @@ class Scope:
         is_in = change.kind != "delete" and may_hold(condition, change.after, text)
         if not (was_in or is_in):
             return ""
-        if use.is_anchored and change.kind != "update":
+        if use.is_anchored and change.kind != "update" and is_of_one_kind:
             return ""  # the row that refers to it changes too, and is judged itself
         if self.purpose == "exists" and is_counted and self._excludes_existence(view, was_in=was_in, is_in=is_in):
             return ""
@@ -278,7 +284,7 @@ class Scope:
     def _is_no_news(self, change: RowChange, view: View) -> bool:
         """Return whether a row is added to a DISTINCT that shows already what it would show of it."""
         functions = self.shape.distinct
-        if not functions or change.kind != "insert" or change.after is None:
+        if not functions or not self.shape.text.is_stored_as_shown or change.kind != "insert" or change.after is None:
             return False
         try:
             row = tuple([function(change.after) for function in functions])
@@ -298,13 +304,19 @@ class Scope:
         if not groups or before is None or own is None or change.kind == "insert":
             return False
         names, positions = zip(*groups, strict=True)
-        if any(before.get(name) is None for name in names) or own.truth(before, self.shape.text) != TRUE:
+        key = tuple([before.get(name) for name in names])
+        if not all(map(self._is_identity, key)) or own.truth(before, self.shape.text) != TRUE:
             return False
         if change.kind == "update" and (
             columns is None or not columns.isdisjoint(names) or not columns & use.body <= use.atom_columns
         ):
             return False
-        return tuple([before[name] for name in names]) not in view.values(positions)
+        return key not in view.values(positions)
+
+    def _is_identity(self, value: Any) -> bool:
+        """Return whether *value* is equal, to the database, to no value that Python takes for another one."""
+        kind = type(value)
+        return kind in (int, bool, date, UUID) or (kind is str and self.shape.text.is_equality_exact)
 
     def _cause_in_rows(
         self, use: Use, change: RowChange, view: View, *, was_in: bool, is_in: bool, is_unmoved: bool
@@ -362,7 +374,8 @@ class Scope:
         if len(images) != (2 if change.kind == "update" else 1):
             return False
         shown = view.values((at,))
-        return all(column in image and (image[column],) not in shown for image in images)
+        values = [image.get(column) for image in images]
+        return all(self._is_identity(value) and (value,) not in shown for value in values)
 
     def _is_beyond(self, change: RowChange, view: View, *, was_in: bool, is_in: bool, is_same_set: bool) -> bool:
         """Return whether the row stays on one side of the window, so that the window shows what it has shown."""

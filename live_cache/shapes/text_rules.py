@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 __all__ = ["text_rules_of"]
 
-_UNKNOWN: Final = TextRules(is_equality_exact=False, is_order_by_code_point=False)
+_SQLITE: Final = TextRules(
+    is_equality_exact=True, is_order_by_code_point=True, is_stored_as_shown=False, is_local_time_exact=True
+)
+_MYSQL: Final = TextRules(is_equality_exact=False, is_order_by_code_point=False, is_local_time_exact=True)
+_UNKNOWN: Final = TextRules(is_equality_exact=False, is_order_by_code_point=False, is_stored_as_shown=False)
 _BINARY: Final = TextRules(is_equality_exact=True, is_order_by_code_point=True)
 _EXACT: Final = TextRules(is_equality_exact=True, is_order_by_code_point=False)
 _BY_CODE_POINT: Final = frozenset({"c", "posix", "c.utf-8", "c.utf8"})
@@ -36,9 +40,9 @@ def text_rules_of(connection: BaseDatabaseWrapper) -> TextRules:
     database was made with. The collations of MySQL and MariaDB differ by column.
     """
     if connection.vendor == "sqlite":
-        return _BINARY
+        return _SQLITE
     if connection.vendor != "postgresql":
-        return _UNKNOWN
+        return _MYSQL if connection.vendor == "mysql" else _UNKNOWN
     name = shared_database_name(connection)
     rules = _known.get(name)
     if rules is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, Final, TypeAlias
 from uuid import UUID
@@ -61,11 +61,18 @@ _EXACT: Final = frozenset({date, time, timedelta})
 
 @dataclass(frozen=True, slots=True)
 class TextRules:
-    """How a database compares texts of columns that name no collation of their own."""
+    """How a database compares: texts, of columns that name no collation of their own, and what it has no type for."""
 
     is_equality_exact: bool
     """Whether two texts are equal only if they are the same."""
     is_order_by_code_point: bool
+    is_stored_as_shown: bool = True
+    """
+    Whether values that the ORM shows as equal are equal to the database. SQLite keeps decimals as doubles and times as
+    texts, with as many digits as it was given.
+    """
+    is_local_time_exact: bool = False
+    """Whether datetimes without a zone are stored as they are. A local hour may come twice, to PostgreSQL."""
 
 
 def negation(truth: Truth) -> Truth:
@@ -107,7 +114,7 @@ def is_equal(left: Any, right: Any, text: TextRules) -> Truth:
         return NULL
     kind = type(left)
     if kind is type(right):
-        if kind is int or kind is bool or kind in _EXACT:
+        if kind is int or kind is bool or (kind in _EXACT and kind is not time):
             return TRUE if left == right else FALSE
         if kind is str:
             if left == right:
@@ -125,15 +132,18 @@ def compare(left: Any, right: Any, text: TextRules) -> int | None:
     """Return -1, 0 or 1 as *left* sorts before, with or after *right*, ascending; None if that is not known."""
     kind, other = type(left), type(right)
     if kind in _NUMBERS and other in _NUMBERS:
-        return _compare_numbers(left, right)
+        order = _compare_numbers(left, right)
+        return _unless_equal(order, text) if Decimal in (kind, other) else order
     if kind is not other:
         return None
     if kind is str:
         return _sign(left, right) if text.is_order_by_code_point else None
     if kind in _EXACT:
-        return None if kind is time and (left.tzinfo or right.tzinfo) else _sign(left, right)
+        if kind is not time:
+            return _sign(left, right)
+        return None if left.tzinfo or right.tzinfo else _unless_equal(_sign(left, right), text)
     if kind is datetime:
-        return _sign(left, right) if (left.tzinfo is None) is (right.tzinfo is None) else None
+        return _unless_equal(_compare_datetimes(left, right, text), text)
     return None
 
 
@@ -152,6 +162,23 @@ def position(key: Sequence[Any], other: Sequence[Any], are_descending: Sequence[
     return None
 
 
+def _unless_equal(order: int | None, text: TextRules) -> int | None:
+    return order if order or text.is_stored_as_shown else None
+
+
+def _compare_datetimes(left: datetime, right: datetime, text: TextRules) -> int | None:
+    """Compare datetimes of which *left* is one of the database, in the zone in which it keeps or shows them."""
+    if (left.tzinfo is None) is not (right.tzinfo is None):
+        return None
+    if left.tzinfo is None:
+        is_exact = text.is_local_time_exact
+    else:
+        is_exact = left.tzinfo is UTC or getattr(left.tzinfo, "key", "") == "UTC"
+    # Elsewhere an hour comes twice when summer time ends.
+    return _sign(left, right) if is_exact or abs(left - right) > _TWO_DAYS else None
+
+
+_TWO_DAYS: Final = timedelta(days=2)
 _NUMBERS: Final = frozenset({int, bool, float, Decimal})
 _FLOAT_EXACT: Final = 2**53
 

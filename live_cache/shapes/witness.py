@@ -160,8 +160,9 @@ class EntryWitness:
             scope = self._scope = _scope_of(self._ledger, self._plan)
         if len(record.rows) > _FEW_ROWS and scope.misses(table, record):
             return None
+        is_of_one_kind = len({change.kind for change in record.rows}) == 1
         for change in record.rows:
-            reason = scope.cause(table, change, self.view)
+            reason = scope.cause(table, change, self.view, is_of_one_kind=is_of_one_kind)
             if reason:
                 return DroppedBy.of(reason, table, record, change)
         return None

@@ -152,9 +152,11 @@ class Columns:
         for position, column, expression, converters in self._image:
             if columns is not None and column not in columns:
                 continue
-            value = row[position]
+            raw = value = row[position]
             for converter in converters:
                 value = converter(value, expression, connection)
+            if value is None and raw is not None:
+                continue  # what SQLite has stored there is no value of the field, and is not NULL to it
             names.append(column)
             values.append(value)
         return image_of(names, values)

@@ -11,7 +11,7 @@ their values, converted, for each object.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -84,7 +84,7 @@ class _Telling:
             # Before it is sent: a row policy, or rights to no more than INSERT, would refuse to return the rows.
             if isinstance(attempt(connection, lambda: prove_plain(state, quoted)), Untold):
                 return insert(returning_fields)
-            return _insert(state, insert, model, table, list(returning_fields or ()), len(query.objs))
+            return _insert(state, insert, model, table, list(returning_fields or ()), query.objs)
 
 
 def _insert(
@@ -93,7 +93,7 @@ def _insert(
     model: type[models.Model],
     table: str,
     asked: list[Any],
-    n_rows: int,
+    objects: Sequence[models.Model],
 ) -> list[Any]:
     fields = [*asked, *(field for field in _fields_of(model) if field not in asked)]
     insertion = Insertion(table)
@@ -101,10 +101,12 @@ def _insert(
     try:
         rows = insert(fields)
         if insertion.is_sent:
-            if len(rows) != n_rows:
+            if len(rows) != len(objects):
                 state.record({table}, note="an INSERT that has returned other rows than it was given")
             else:
-                state.record_rows(table, [_change(model, fields, row) for row in rows])
+                state.record_rows(
+                    table, [_change(model, fields, obj, row) for obj, row in zip(objects, rows, strict=True)]
+                )
     except BaseException:
         if insertion.is_sent:
             state.record({table}, note="a statement that failed")
@@ -114,8 +116,13 @@ def _insert(
     return [row[: len(asked)] for row in rows] if asked else []
 
 
-def _change(model: type[models.Model], fields: list[Any], row: Any) -> RowChange:
-    known = [(str(field.column), value) for field, value in zip(fields, row, strict=True) if is_in_images(field)]
+def _change(model: type[models.Model], fields: list[Any], obj: models.Model, row: Any) -> RowChange:
+    known = [
+        (str(field.column), value)
+        for field, value in zip(fields, row, strict=True)
+        # What an expression gives on SQLite may be no value of the field, which is shown as None and is not NULL.
+        if is_in_images(field) and (value is not None or obj.__dict__.get(field.attname, model) is None)
+    ]
     image = image_of(*zip(*known, strict=True))
     key = key_columns(model)
     is_known = image.keys() >= set(key)
