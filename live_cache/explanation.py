@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from live_cache.exceptions import FrameError, LedgerUnavailableError
@@ -16,6 +16,7 @@ from live_cache.rows import decode_entry
 from live_cache.shapes.shape import View, scope_of
 from live_cache.shapes.witness import EntryWitness
 from live_cache.stores.base import MISS
+from live_cache.tables import models_of_tables
 from live_cache.writes.transactions import state_of
 
 if TYPE_CHECKING:
@@ -74,9 +75,14 @@ class UseExplanation:
     """What a row must fulfil, before the change or after it."""
     columns: tuple[str, ...]
     """Columns of which an update must change one, sorted. An insert or a delete changes all."""
+    is_every_column: bool
+    """Whether these are all columns of the table."""
+    is_for_updates: bool
+    """Whether inserts and deletes do not count, because a row that refers to the row changes with it."""
 
     def __str__(self) -> str:
-        return f"{self.condition}; {', '.join(self.columns) or 'no column'}"
+        columns = "all columns" if self.is_every_column else ", ".join(self.columns) or "no column"
+        return f"{self.condition}{', updates only' if self.is_for_updates else ''}; {columns}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +154,7 @@ class Explanation:
                     "table": each.table,
                     "clock": each.clock,
                     "slots": list(each.slots),
-                    "uses": [{"condition": use.condition, "columns": list(use.columns)} for use in each.uses],
+                    "uses": [asdict(use) | {"columns": list(use.columns)} for use in each.uses],
                 }
                 for each in self.depends_on
             ],
@@ -183,20 +189,23 @@ def _tables_of(plan: Plan, scope: Scope | None) -> Iterator[TableExplanation]:
             continue
         table = dependency.clock.rpartition("/")[2]
         uses = () if scope is None else scope.uses.get(table, ())
-        yield TableExplanation(
-            table, dependency.clock, dependency.slots, tuple([_use_of(use, scope) for use in uses if scope is not None])
-        )
+        yield TableExplanation(table, dependency.clock, dependency.slots, tuple(map(_use_of, uses)))
 
 
-def _use_of(use: Use, scope: Scope) -> UseExplanation:
-    is_counted = scope.purpose in ("count", "exists") and scope.shape.is_row_by_row and use.is_outermost
-    columns = use.membership if is_counted else use.columns
-    return UseExplanation(str(use.condition), tuple(sorted(columns)))
+def _use_of(use: Use) -> UseExplanation:
+    models = models_of_tables().get(use.table, ())
+    every = {str(field.column) for model in models for field in model._meta.local_concrete_fields}
+    return UseExplanation(
+        str(use.condition),
+        tuple(sorted(use.columns)),
+        is_every_column=bool(every) and every <= use.columns,
+        is_for_updates=use.is_anchored,
+    )
 
 
 def _window_of(plan: Plan, scope: Scope | None) -> str:
     query = plan.query
-    if plan.purpose != "rows" or scope is None or not scope.is_limited:
+    if scope is None or not scope.is_limited:
         return ""
     rows = f"rows {query.low_mark} to {'the end' if query.high_mark is None else query.high_mark}"
     if scope.window is None or not scope.shape.is_one_to_one:

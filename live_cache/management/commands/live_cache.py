@@ -81,6 +81,10 @@ class Command(BaseCommand):
             metavar="field",
             help="As in order_by(field); several with commas. Descending with the sign =: --order-by=-created.",
         )
+        parser.add_argument(
+            "--rows", type=_slice, default=slice(None), metavar="START:STOP", help="As in queryset[START:STOP]."
+        )
+        parser.add_argument("--cache-key", metavar="KEY", help="As in live(cache_key=KEY).")
         _add_common(parser, default="default")
 
     def _clear(self, *, using: str, dry_run: bool, **options: Any) -> None:
@@ -128,7 +132,10 @@ class Command(BaseCommand):
         conditions = [condition for group in options["filter"] for condition in group]
         order_by = [field for fields in options["order_by"] for field in fields.split(",")]
         queryset = _query(clearing.find_model(model), conditions, order_by)
-        explanation = live(queryset, using_cache=using).live_explain()
+        rows: slice = options["rows"]
+        if rows != slice(None):
+            queryset = queryset[rows]
+        explanation = live(queryset, options["cache_key"], using_cache=using).live_explain()
         if options["format"] == "json":
             self.stdout.write(as_json(explanation.as_dict()))
         else:
@@ -168,6 +175,13 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return int(text)
+
+
+def _slice(text: str) -> slice:
+    start, colon, stop = text.partition(":")
+    if not colon or not all(part == "" or part.isdigit() for part in (start, stop)):
+        raise ArgumentTypeError(f"{text!r} is no START:STOP of whole numbers, such as 40:60")
+    return slice(int(start) if start else None, int(stop) if stop else None)
 
 
 def _shown(value: Any) -> Any:
