@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -16,8 +18,9 @@ from live_cache.assembly import get_assembly
 from live_cache.changes import MAX_ROWS, RowChange, encode_record
 from live_cache.exceptions import StoreUnavailableError
 from live_cache.ledger.clocks import LOG_BYTES, ROWS_SLOT
+from live_cache.metrics import Metrics
 from live_cache.names import clock_of, database_name
-from live_cache.reader import ReadRecord
+from live_cache.read_records import ReadRecord, count_hit, count_miss
 from live_cache.shapes.causes import DroppedBy
 from live_cache.stores.base import Store
 from tests.cache_kinds import caches_of, wait_for_hits
@@ -320,3 +323,26 @@ def test_a_ledger_that_is_gone_is_a_reason(private_redis: Any, settings: Any) ->
     assert authors.live_explain().tiers[0].state == "unknown"
     assert get_assembly().metrics.snapshot()["misses.ledger"] == 1
     assert is_consistent()
+
+
+def test_no_snapshot_shows_a_part_of_a_read() -> None:
+    """While threads count, at every moment hits and misses are lookups."""
+    metrics = Metrics()
+
+    def work() -> None:
+        for _ in range(20_000):
+            count_hit(metrics, "memory")
+            count_miss(metrics, "row")
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            running = [pool.submit(work) for _ in range(3)]
+            while not all(future.done() for future in running):
+                found = metrics.snapshot()
+                kinds = found.get("hits.memory", 0), found.get("misses.row", 0)
+                assert (found.get("hits", 0), found.get("misses", 0), found.get("lookups", 0)) == (*kinds, sum(kinds))
+    finally:
+        sys.setswitchinterval(interval_s)
+    assert metrics.snapshot()["lookups"] == 120_000
