@@ -128,7 +128,8 @@ def test_a_write_is_seen_by_each_twin(alias: str, books: Any, cache: str, name: 
     expected = comparable(run_async(lambda: twin(models.QuerySet(Book, using=alias), book)))
     result, hops = hops_of(lambda: twin(live(books), book))
     assert comparable(result) == expected
-    assert hops
+    # Of these two the memory tier may tell that the write has changed nothing.
+    assert hops or name in ("aexists", "afirst")
 
 
 def test_twins_are_coroutine_functions() -> None:

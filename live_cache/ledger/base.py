@@ -8,7 +8,7 @@ import threading
 import uuid
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -109,14 +109,18 @@ class Ledger(ABC):
         """
 
     def declare(
-        self, changes: Mapping[str, Collection[int]], *, fence: str, records: Mapping[str, bytes] | None = None
+        self,
+        changes: Mapping[str, Collection[int]],
+        *,
+        fence: str | Callable[[], str],
+        records: Mapping[str, bytes] | None = None,
     ) -> str:
         """
         Record an intent, just before COMMIT, on every clock of *changes* that exists (rule 7).
 
         Args:
             changes: Slots that will be ticked, per clock.
-            fence: The writer's transaction, as ledger.fences names it.
+            fence: The writer's transaction, as ledger.fences names it, or what names it: asked only if a clock exists.
             records: What tick() will put into the log, per clock. One that is too long for the ledger's intents makes
                 the intent one of the whole table.
 
@@ -136,7 +140,7 @@ class Ledger(ABC):
             # Whoever reaps it has nothing but the intent to tell the log from.
             is_untold = ROWS_SLOT in slots and not record
             declared[clock] = frozenset((TABLE_SLOT,)) if is_untold else frozenset(slots)
-        self._declare(declared, intent_id, fence, told)
+        self._declare(declared, intent_id, fence if callable(fence) else lambda: fence, told)
         return intent_id
 
     def tick(
@@ -272,7 +276,11 @@ class Ledger(ABC):
 
     @abstractmethod
     def _declare(
-        self, changes: Mapping[str, frozenset[int]], intent_id: str, fence: str, records: Mapping[str, bytes]
+        self,
+        changes: Mapping[str, frozenset[int]],
+        intent_id: str,
+        fence: Callable[[], str],
+        records: Mapping[str, bytes],
     ) -> None: ...
 
     @abstractmethod

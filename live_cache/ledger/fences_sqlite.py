@@ -10,13 +10,17 @@ import hashlib
 import os
 import sqlite3
 from contextlib import closing
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
 __all__ = ["is_over", "session_token", "writer_token", "writers_in_progress"]
+
+_PATH: Final = "_live_cache_sqlite_path"
+"""Attribute of a connection: the driver's connection, and the file that it has open."""
 
 
 def writer_token(connection: BaseDatabaseWrapper) -> str:
@@ -62,10 +66,15 @@ def _path(connection: BaseDatabaseWrapper) -> Path | None:
     """Return the file of the database, or None of one in memory."""
     connection.ensure_connection()
     driver: Any = connection.connection
+    known: tuple[object, Path | None] | None = connection.__dict__.get(_PATH)
+    if known is not None and known[0] is driver:
+        return known[1]
     # By the driver's cursor, so that nobody who watches Django's takes this for a query of the user.
     with closing(driver.execute("PRAGMA database_list")) as cursor:
         files = {row[1]: row[2] for row in cursor.fetchall()}
-    return Path(files["main"]) if files.get("main") else None
+    path = Path(files["main"]) if files.get("main") else None
+    connection.__dict__[_PATH] = (driver, path)
+    return path
 
 
 def _is_lock_free(path: Path) -> bool:
@@ -101,16 +110,21 @@ def _file(path: Path) -> str:
     run = _machine_run()
     if not run:
         return ""
-    info = path.stat()
+    info = os.stat(path)
     return f"{run}.{info.st_dev}.{info.st_ino}"
 
 
 def _machine_run() -> str:
     """Return a short name of this boot of this machine, or nothing."""
     try:
-        text = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+        return _hash_of_boot()
     except OSError:
         return ""
+
+
+@cache
+def _hash_of_boot() -> str:
+    text = Path("/proc/sys/kernel/random/boot_id").read_bytes()
     return hashlib.blake2b(text, digest_size=6).hexdigest()
 
 

@@ -15,7 +15,7 @@ import os
 import platform
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -174,12 +174,20 @@ class HostLedger(Ledger):
         return reading
 
     def _declare(
-        self, changes: Mapping[str, frozenset[int]], intent_id: str, fence: str, records: Mapping[str, bytes]
+        self,
+        changes: Mapping[str, frozenset[int]],
+        intent_id: str,
+        fence: Callable[[], str],
+        records: Mapping[str, bytes],
     ) -> None:
-        raw_fence = fence.encode()
-        for clock, slots in changes.items():
+        # Looked for without the lock: a clock that is born now is born with a hold, which stands as long as the
+        # transaction of this writer, as his intent would.
+        existing = [clock for clock, slots in changes.items() if slots and self._exists(clock)]
+        raw_fence = fence().encode() if existing else b""
+        for clock in existing:
+            slots = changes[clock]
             with self._written(clock) as found:
-                if found is None or not slots:
+                if found is None:
                     continue
                 taken = {NEWBORN_RECORD, *found.open_intents()}
                 number = next((n for n in range(INTENT_COUNT) if n not in taken), None)
@@ -198,6 +206,8 @@ class HostLedger(Ledger):
     def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]) -> None:
         raw_id = None if intent_id is None else bytes.fromhex(intent_id)
         for clock, slots in changes.items():
+            if not self._exists(clock):  # one that is born now has no entry from before
+                continue
             with self._written(clock) as found:
                 if found is None:
                     continue
@@ -247,6 +257,14 @@ class HostLedger(Ledger):
                 self._lock.check_directory()  # It can name the owner.
             message = f"The ledger in {str(self.directory)!r} cannot be used: {error}"
             raise LedgerUnavailableError(message) from error
+
+    def _exists(self, clock: str) -> bool:
+        with self._translating():
+            try:
+                os.stat(self._path(clock), follow_symlinks=False)
+            except FileNotFoundError:
+                return False
+            return True
 
     def _path(self, clock: str) -> str:
         path = self._paths.get(clock)

@@ -133,14 +133,19 @@ class ProcessLedger(Ledger):
             return [state.log.get(seq, b"") for seq in range(after + 1, until + 1)]
 
     def _declare(
-        self, changes: Mapping[str, frozenset[int]], intent_id: str, fence: str, records: Mapping[str, bytes]
+        self,
+        changes: Mapping[str, frozenset[int]],
+        intent_id: str,
+        fence: Callable[[], str],
+        records: Mapping[str, bytes],
     ) -> None:
+        name = fence() if self.is_watched(changes) else ""
         with self._lock:
             deadline_s = self._clock() + self.lease_s
             for clock, slots in changes.items():
                 state = self._clocks.get(clock)
                 if state is not None and slots:
-                    intent = Intent(intent_id, slots, fence, records.get(clock, b""))
+                    intent = Intent(intent_id, slots, name, records.get(clock, b""))
                     state.intents[intent_id] = _OpenIntent(intent, deadline_s)
 
     def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
@@ -76,7 +76,7 @@ class RedisLedger(Ledger):
             store.count_error()
             raise
         store.count_lookup(is_hit=value is not None)
-        readings = list(map(_reading, dependencies, answers))
+        readings = self._readings(dependencies, answers)
         return readings, MISS if value is None else value
 
     def is_watched(self, clocks: Iterable[str]) -> bool:
@@ -140,27 +140,41 @@ class RedisLedger(Ledger):
 
     def _read(self, dependencies: Sequence[Dependency]) -> list[Reading]:
         answers = self._run([self._reading_of(dependency) for dependency in dependencies], is_quick=True)
+        return self._readings(dependencies, answers)
+
+    def _readings(self, dependencies: Sequence[Dependency], answers: Sequence[Any]) -> list[Reading]:
+        for dependency in dependencies:
+            self._watched.see(dependency.clock)
         return list(map(_reading, dependencies, answers))
 
     def _declare(
-        self, changes: Mapping[str, frozenset[int]], intent_id: str, fence: str, records: Mapping[str, bytes]
+        self,
+        changes: Mapping[str, frozenset[int]],
+        intent_id: str,
+        fence: Callable[[], str],
+        records: Mapping[str, bytes],
     ) -> None:
+        keys = {clock: self._key(clock) for clock, slots in changes.items() if slots}
+        if self._watched.ask(list(keys)) is False and not any(
+            self._run([(TICK, key, "", "") for key in keys.values()])
+        ):
+            return  # no clock exists, as DECLARE would have found; so the fence need not be asked for
+        name = quote(fence(), safe=":")
         self._run(
             [
                 (
                     DECLARE,
-                    self._key(clock),
+                    key,
                     intent_id,
-                    _slots_text(slots),
-                    quote(fence, safe=":"),
+                    _slots_text(changes[clock]),
+                    name,
                     self._lease_us,
                     MAX_INTENTS,
                     os.urandom(16),
                     b64encode(records.get(clock, b"")),
                     MAX_INTENTS_BYTES,
                 )
-                for clock, slots in changes.items()
-                if slots
+                for clock, key in keys.items()
             ]
         )
 

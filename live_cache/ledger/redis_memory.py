@@ -110,6 +110,12 @@ class Watched:
                 return True
         return False if is_complete else None
 
+    def see(self, clock: str) -> None:
+        """Note that a clock was just read, so that it exists."""
+        known = self._known.get(clock)
+        if known is not None and not known[1]:
+            self._known.pop(clock, None)
+
     def learn(self, clocks: Sequence[str], answers: Iterable[int]) -> None:
         """Remember for each clock whether it exists."""
         if len(self._known) > MAX_WATCHED:

@@ -114,7 +114,7 @@ class LogTests(LedgerCase):
             ledger.tick({CLOCK: ROWS}, records={CLOCK: record})
         view = self.make_ledger()
         assert view.log(CLOCK, before.epoch, before.seq, before.seq + count) is None
-        kept = 50
+        kept = LOG_BYTES // MAX_RECORD_BYTES - 2
         found = view.log(CLOCK, before.epoch, before.seq + count - kept, before.seq + count)
         assert records[-kept:] == found
         ledger.tick({CLOCK: {5}})

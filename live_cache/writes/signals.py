@@ -13,6 +13,7 @@ add() (read in Django 5.2 to 6.1), and the guard sees the SQL of both.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from django.db import connections
@@ -27,6 +28,7 @@ __all__ = ["connect", "connect_unseen", "tables_of"]
 _DISPATCH_UID = "live_cache.writes.signals"
 
 
+@lru_cache(maxsize=1024)
 def tables_of(model: type[Model]) -> frozenset[str]:
     """Return the tables that hold the rows of *model*: its own and those of its parents, normalised."""
     models = {model, *model._meta.get_parent_list()}

@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from django.apps import apps
@@ -255,7 +256,7 @@ class ConnectionState:
         if not self.has_writes and not self._test_tables:
             return commit()
         ticks = self._ticks(is_committing=True)
-        self._declare(ticks, self._fence or fences.writer_token(self.connection))
+        self._declare(ticks, lambda: self._fence or fences.writer_token(self.connection))
         try:
             result = commit()
         except BaseException:
@@ -329,7 +330,7 @@ class ConnectionState:
         self.record(tables, is_everything=is_everything, note="a statement that runs in no transaction")
         ticks = self._ticks()
         try:
-            self._declare(ticks, fences.session_token(self.connection))
+            self._declare(ticks, lambda: fences.session_token(self.connection))
         except CommitRefusedError:
             self.clear()  # nothing was sent
             self._retract_intents(ticks.slots)
@@ -431,8 +432,9 @@ class ConnectionState:
                 logger.warning("The tables of %r could not be listed.", connection.alias, exc_info=True)
         return tables
 
-    def _declare(self, ticks: Ticks, fence: str) -> None:
+    def _declare(self, ticks: Ticks, fence: Callable[[], str]) -> None:
         records = ticks.rows_only()
+        fence = cache(fence)  # each ledger asks for it, and each answer is a query
         for assembly in _assemblies_by_ledger():
             try:
                 intent_id = assembly.ledger.declare(ticks.slots, fence=fence, records=records)
