@@ -91,7 +91,7 @@ def test_a_cache_that_takes_every_entry_for_fresh_is_found_out(
 
 @pytest.mark.parametrize("workload", ["shop", "forum", "backoffice"])
 def test_efficiency(workload: str) -> None:
-    """A short run: nothing is stale, nobody fetches less than the oracle, and no cache fetches every time."""
+    """A short run: nothing is stale, nobody fetches less than the oracle, and plain Django fetches every time."""
     arguments = ["--workload", workload, "--operations", "250", "--location", "memory+disk"]
     [found], status = _end("efficiency", *arguments)
     ours, plain = found["systems"]
@@ -99,7 +99,7 @@ def test_efficiency(workload: str) -> None:
     assert ours["stale"] == plain["stale"] == 0
     assert ours["reads"] + ours["writes"] == 250
     assert plain["fetches"] == plain["reads"] == plain["queries"] == ours["reads"]
-    assert ours["oracle"] < ours["fetches"] < plain["fetches"]
+    assert ours["oracle"] <= ours["fetches"] < plain["fetches"]
     for kind in ours["kinds"].values():
         assert kind["distinct"] <= kind["oracle"] <= kind["fetches"] <= kind["reads"]
         assert sum(kind["reasons"].values()) == kind["fetches"]
