@@ -8,6 +8,7 @@ nothing, in any state of the database.
 
 from __future__ import annotations
 
+import enum
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -325,7 +326,7 @@ def _comparison(node: Any, column: str, field: Any) -> Condition:
     kind = type(node)
     if kind in (lookups.In, related_lookups.RelatedIn):
         if isinstance(rhs, list | tuple | set | frozenset) and all(_is_parameter(value, field) for value in rhs):
-            return OneOf(column, tuple(rhs))
+            return OneOf(column, tuple(map(_plain, rhs)))
         return ANYTHING
     if kind is lookups.Range:
         if isinstance(rhs, list | tuple) and len(rhs) == 2 and all(_is_parameter(value, field) for value in rhs):
@@ -340,10 +341,10 @@ def _comparison(node: Any, column: str, field: Any) -> Condition:
     if not _is_parameter(rhs, field):
         return ANYTHING
     if kind in (lookups.Exact, related_lookups.RelatedExact, lookups.IntegerFieldExact):
-        return OneOf(column, (rhs,))
+        return OneOf(column, (_plain(rhs),))
     for order, (symbol, allowed) in _ORDERS.items():
         if isinstance(node, order) and kind.__module__ in (lookups.__name__, related_lookups.__name__):
-            return _Order(column, symbol, rhs, allowed)
+            return _Order(column, symbol, _plain(rhs), allowed)
     return ANYTHING
 
 
@@ -354,7 +355,17 @@ _TEXT_LOOKUPS: Final = frozenset(
 
 def _with(value: Any, order: type) -> tuple[str, Any, frozenset[int]]:
     symbol, allowed = _ORDERS[order]
-    return symbol, value, allowed
+    return symbol, _plain(value), allowed
+
+
+def _plain(value: Any) -> Any:
+    """Return what drivers send for *value*: of a member of TextChoices, of SafeString and the like, the text itself."""
+    kind = type(value)
+    if kind is not str and isinstance(value, str):
+        return str.__str__(value.value if isinstance(value, enum.Enum) else value)
+    if kind not in (int, bool) and isinstance(value, int):
+        return int(value)
+    return value
 
 
 def _is_parameter(value: Any, field: Any) -> bool:

@@ -284,10 +284,12 @@ class Scope:
     def _is_no_news(self, change: RowChange, view: View) -> bool:
         """Return whether a row is added to a DISTINCT that shows already what it would show of it."""
         functions = self.shape.distinct
-        if not functions or not self.shape.text.is_stored_as_shown or change.kind != "insert" or change.after is None:
+        if not functions or change.kind != "insert" or change.after is None:
             return False
         try:
             row = tuple([function(change.after) for function in functions])
+            if not self.shape.text.is_stored_as_shown and any(type(value) not in (int, str) for value in row):
+                return False
             return row in view.values(tuple(range(len(functions))))
         except (LookupError, TypeError, ValueError, OverflowError):  # a value that is not known, or not as expected
             return False
