@@ -326,7 +326,7 @@ def test(arguments):
         os.environ["LIVE_CACHE_DEEP"] = "1"
         rest = [each for each in arguments if each != "--deep"]
         tests = ["state_machine", "faults", "store_disk", "frame"]
-        paths = ["tests/fuzz", *[f"tests/test_{name}.py" for name in tests]]
+        paths = ["tests/fuzz", "tests/precision", *[f"tests/test_{name}.py" for name in tests]]
         return call("python", "-m", "pytest", "--timeout=0", *paths, *rest)
     return call("python", "-m", "pytest", "--timeout=300", *arguments)
 

@@ -32,6 +32,8 @@ __all__ = [
     "Library",
     "LoadedBook",
     "MadeBook",
+    "Part",
+    "PartFit",
     "Profile",
     "Review",
     "Seat",
@@ -270,3 +272,44 @@ class AllFields(models.Model):
     null_time = models.TimeField(null=True)
     null_url = models.URLField(null=True)
     null_uuid = models.UUIDField(null=True)
+
+
+class Part(models.Model):
+    """Has a column of each type that is compared, all of which may be NULL, and relations of each kind."""
+
+    class Kind(models.TextChoices):
+        SMALL = "a"
+        LARGE = "A"
+
+    kind = models.CharField(max_length=10, choices=Kind, null=True, blank=True, db_column="Kind of part")
+    label = models.TextField(null=True, blank=True)
+    weight = models.DecimalField(max_digits=8, decimal_places=3, null=True, blank=True)
+    size = models.FloatField(null=True, blank=True, db_column="SIZE")
+    amount = models.SmallIntegerField(null=True, blank=True, db_index=True)
+    stock = models.PositiveIntegerField(null=True, blank=True)
+    made_on = models.DateField(null=True, blank=True)
+    made_at = models.DateTimeField(null=True, blank=True)
+    opens = models.TimeField(null=True, blank=True)
+    lasts = models.DurationField(null=True, blank=True)
+    code = models.UUIDField(null=True, blank=True)
+    is_new = models.BooleanField(null=True, blank=True)
+    notes = models.JSONField(null=True, blank=True)
+    whole = models.ForeignKey("self", models.CASCADE, null=True, blank=True, related_name="parts")
+    spare = models.OneToOneField("self", models.SET_NULL, null=True, blank=True, related_name="spare_of")
+    book = models.ForeignKey(Book, models.SET_NULL, null=True, blank=True, related_name="parts")
+    fits = models.ManyToManyField(Book, through="PartFit", related_name="fitting", blank=True)
+
+    objects: ClassVar[LiveManager[Part]] = LiveManager()
+
+
+class PartFit(models.Model):
+    """Stands between parts and books, at most once for each pair."""
+
+    part = models.ForeignKey(Part, models.CASCADE)
+    book = models.ForeignKey(Book, models.CASCADE)
+    grade = models.IntegerField(default=0)
+
+    class Meta:
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=("part", "book"), name="one_fit")
+        ]

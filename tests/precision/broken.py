@@ -1,0 +1,118 @@
+"""Planners and witnesses that are broken on purpose: the machine has to find each of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from live_cache.shapes import conditions, shape, truth, uses, witness
+from live_cache.writes import images
+
+__all__ = [
+    "anchor_reverse_joins",
+    "forget_null_below_not",
+    "forget_the_order",
+    "ignore_or",
+    "ignore_ties",
+    "keep_the_memo",
+    "look_for_keys_elsewhere",
+    "see_no_null",
+    "take_outer_joins_for_inner",
+    "take_what_is_cut_off_for_absent",
+]
+
+
+def ignore_or(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OR is read as AND."""
+    monkeypatch.setattr(conditions, "any_of", lambda left, right: truth.all_of(left, right) if left != 1 else right)
+    monkeypatch.setattr(conditions._Any, "truth", conditions.All.truth)
+
+
+def take_outer_joins_for_inner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that an outer join looks for must fulfil what the WHERE asks of it."""
+    monkeypatch.setattr(
+        uses,
+        "_conditions",
+        lambda query, joins: {alias: conditions.read_where(query.where, alias) for alias in joins},
+    )
+
+
+def forget_null_below_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The IS NOT NULL that Django puts beside a comparison below NOT is taken for true."""
+    monkeypatch.setattr(conditions._IsNull, "truth", lambda self, image, text: truth.TRUE)
+
+
+def ignore_ties(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that sorts like the last one shown stands behind it."""
+
+    def position(key: Any, other: Any, are_descending: Any, text: Any) -> int | None:
+        found = truth.position(key, other, are_descending, text)
+        return 1 if found is None and tuple(key) == tuple(other) else found
+
+    monkeypatch.setattr(shape, "position", position)
+
+
+def forget_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a query is sorted by is not looked at."""
+
+    def uses_of(*args: Any, **kwargs: Any) -> Any:
+        return {
+            table: tuple([replace(use, columns=use.columns - use.order, order=frozenset()) for use in found])
+            for table, found in uses.uses_of(*args, **kwargs).items()
+        }
+
+    monkeypatch.setattr(shape, "uses_of", uses_of)
+
+
+def anchor_reverse_joins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A join to the rows that refer to a row is taken for one to the row that is referred to."""
+    monkeypatch.setattr(uses, "_is_anchored", lambda join: join.parent_alias is not None)
+
+
+def keep_the_memo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found out of an entry is believed of the next one."""
+    init = witness.EntryWitness.__init__
+
+    def make(self: Any, ledger: Any, plan: Any, header: Any, view: Any) -> None:
+        init(self, ledger, plan, header, view)
+        self._memo = witness._state_of(ledger).memos.get(plan.entry_key, self._memo)
+
+    remember = witness.EntryWitness.remember
+
+    def keep(self: Any, readings: Any) -> None:
+        remember(self, readings)
+        self._memo.verified = {position: seq + 1 for position, seq in self._memo.verified.items()}
+
+    monkeypatch.setattr(witness.EntryWitness, "__init__", make)
+    monkeypatch.setattr(witness.EntryWitness, "remember", keep)
+
+
+def look_for_keys_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys that are shown are sought in the last column."""
+    is_shown = shape.Scope._is_shown
+
+    def look(self: Any, use: Any, change: Any, view: Any) -> bool | None:
+        moved = {key: (at + 1) % len(self.shape.positions) for key, at in self.shape.positions.items()}
+        rows = [[value for value in row if isinstance(value, int | str)] * 9 for row in view.rows]
+        return is_shown(
+            replace(self, shape=replace(self.shape, positions=moved)), use, change, shape.View(lambda: rows)
+        )
+
+    monkeypatch.setattr(shape.Scope, "_is_shown", look)
+
+
+def see_no_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer overlooks a value that becomes NULL, or was it."""
+    is_same = images._is_same
+    monkeypatch.setattr(
+        images, "_is_same", lambda before, after: before is None or after is None or is_same(before, after)
+    )
+
+
+def take_what_is_cut_off_for_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that is not shown is taken for one that has no part, also where limits cut it off."""
+    monkeypatch.setattr(shape.Scope, "_was_absent", lambda self, use, change, view: (
+        self._is_shown(use, change, view) is False
+    ))  # fmt: skip
