@@ -56,15 +56,12 @@ class EntryWitness:
         self._scope: Scope | None = None
         self.view = view
         self._refused: DroppedBy | None = None
-        memos = _state_of(ledger).memos
-        memo = memos.get(plan.entry_key)
-        identity = (header.fetched_at_ns, header.stamps)
-        if memo is None or memo.identity != identity:
-            memo = _Memo(identity)
-        self._memo = memo
+        self._memo: _Memo | None = None
 
     def excludes_changes(self, position: int, after: int, reading: Reading) -> bool:
         """See Witness.excludes_changes()."""
+        if self._memo is None:
+            self._memo = self._recall()
         after = max(after, self._memo.verified.get(position, after))
         if after >= reading.seq:
             return True
@@ -133,8 +130,16 @@ class EntryWitness:
                 record = _decoded(raw[0])
         return DroppedBy.of("key" if is_key else "table", "" if is_key else _table_of(reading.clock), record)
 
+    def _recall(self) -> _Memo:
+        """Return what this process has found out of the entry."""
+        memo = _state_of(self._ledger).memos.get(self._plan.entry_key)
+        identity = (self._header.fetched_at_ns, self._header.stamps)
+        return memo if memo is not None and memo.identity == identity else _Memo(identity)
+
     def remember(self, readings: Sequence[Reading]) -> None:
-        """Note that the entry is fresh under *readings*."""
+        """Note that the entry is fresh under *readings*, if anything had to be excluded for that."""
+        if self._memo is None:
+            return
         self._memo.verified = {position: reading.seq for position, reading in enumerate(readings)}
         memos = _state_of(self._ledger).memos
         memos[self._plan.entry_key] = self._memo
