@@ -14,13 +14,15 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
 
+import live_cache
 from live_cache import live
 from tests.testapp.models import Author, Book
 
 ROOT = Path(__file__).resolve().parent.parent
 HOWTO = ROOT / "docs" / "howto" / "misses.md"
 METRICS = ROOT / "docs" / "reference" / "metrics.md"
-SOURCES = [path for path in (ROOT / "live_cache").rglob("*.py") if "testing" not in path.parts]
+PACKAGE = Path(live_cache.__file__).parent  # the tests may run against what is installed
+SOURCES = [path for path in PACKAGE.rglob("*.py") if "testing" not in path.parts]
 
 
 def neutral(text: str) -> str:
@@ -150,7 +152,7 @@ def test_every_reason_is_listed() -> None:
         ("known_entries.py", r'return "(\w+)"'),
         ("shapes/witness.py", r'DroppedBy(?:\.of)?\("(\w+)"|reason="(\w+)"'),
     ):
-        text = (ROOT / "live_cache" / name).read_text()
+        text = (PACKAGE / name).read_text()
         for words in re.findall(f"(?:{pattern})()", text, re.MULTILINE):
             found |= set(words) - {""}
     assert found == listed
