@@ -29,7 +29,7 @@ from django.db.models import (
     When,
     Window,
 )
-from django.db.models.functions import Coalesce, Lower, Rank, RowNumber, TruncYear
+from django.db.models.functions import Coalesce, Lower, Rank, TruncYear
 
 from live_cache import live
 from tests.machine.queries import frozen
@@ -365,7 +365,7 @@ class Draw:
             return queryset.annotate(near=FilteredRelation(name, condition=condition), x=Count("near")), True
         if form in (5, 6) and model is not Seat:
             order = [F(self.number(model, depth=0)).asc(), F("pk").asc()]
-            function = rng.choice((Rank(), RowNumber(), Count("pk"), Sum("pk") if model is not Country else Rank()))
+            function = rng.choice((Rank(), Count("pk"), Sum("pk") if model is not Country else Rank()))
             partition = [F(rng.choice(_columns(model)).attname)] if rng.random() < 0.5 else None
             return queryset.annotate(x=Window(function, partition_by=partition, order_by=order)), False
         if form == 7 and model is not Seat:
