@@ -72,20 +72,18 @@ def anchor_reverse_joins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keep_the_memo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was found out of an entry is believed of the next one."""
-    init = witness.EntryWitness.__init__
+    """What was found out of an entry is believed of the next one, and of one change more."""
+    recall, remember = witness.EntryWitness._recall, witness.EntryWitness.remember
 
-    def make(self: Any, ledger: Any, plan: Any, header: Any, view: Any) -> None:
-        init(self, ledger, plan, header, view)
-        self._memo = witness._state_of(ledger).memos.get(plan.entry_key, self._memo)
-
-    remember = witness.EntryWitness.remember
+    def believe(self: Any) -> Any:
+        return witness._state_of(self._ledger).memos.get(self._plan.entry_key) or recall(self)
 
     def keep(self: Any, readings: Any) -> None:
         remember(self, readings)
-        self._memo.verified = {position: seq + 1 for position, seq in self._memo.verified.items()}
+        if self._memo is not None:
+            self._memo.verified = {position: seq + 1 for position, seq in self._memo.verified.items()}
 
-    monkeypatch.setattr(witness.EntryWitness, "__init__", make)
+    monkeypatch.setattr(witness.EntryWitness, "_recall", believe)
     monkeypatch.setattr(witness.EntryWitness, "remember", keep)
 
 
