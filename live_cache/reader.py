@@ -326,6 +326,7 @@ class _Search:
 
     def _restamp(self, found: _Found, readings: Sequence[Reading]) -> None:
         """Store an entry again that is fresh under *readings*, before the log forgets what proves it."""
+        leave_loop()  # it goes to every tier
         self.assembly.metrics.count("restamps")
         header = found.entry.header
         data = restamp_entry(

@@ -223,3 +223,32 @@ def test_what_was_proven_is_not_proven_again(shop: str, monkeypatch: pytest.Monk
         assert read(shop, NOVELS)[1]
         assert expected <= len(judged)
     assert len(judged) == 3
+
+
+def test_an_entry_outlives_the_log(shop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that lags behind is stored again, so that it stays fresh when the log no longer reaches back to its fill."""
+    from live_cache.ledger import process
+    from live_cache.shapes import witness
+
+    monkeypatch.setattr(process, "LOG_LENGTH", 8)
+    monkeypatch.setattr(witness, "LOG_LENGTH", 8)
+    read(shop, NOVELS)
+    for number in range(30):
+        book(shop, 1).update(title=f"Other {number}")
+        Book.objects.using(shop).filter(title=f"Other {number}").update(title="Book 1")
+        assert read(shop, NOVELS)[1]
+    witness._states.clear()  # as another process
+    assert read(shop, NOVELS)[1]
+
+
+def test_an_entry_behind_the_log_is_stale(shop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody has read while more was written than the log keeps is fetched again."""
+    from live_cache.ledger import process
+
+    monkeypatch.setattr(process, "LOG_LENGTH", 8)
+    read(shop, NOVELS)
+    for number in range(9):
+        book(shop, 1).update(pages=number + 1000)
+    with recording() as records:
+        assert comparable(NOVELS(Book.objects.using(shop))) == comparable(NOVELS(live(Book.objects.using(shop))))
+    assert (records[-1].is_hit, records[-1].reason) == (False, "unknown")
