@@ -21,10 +21,13 @@ class LiveCacheConfig(AppConfig):
         from django.db.backends.signals import connection_created
 
         from live_cache import checks  # noqa: F401 - registers the system checks
+        from live_cache.outbox import migrating, threads
         from live_cache.writes import guard, signals
 
         connection_created.connect(_attach, dispatch_uid="live_cache.apps")
         signals.connect()
+        migrating.connect()
+        threads.connect()
         for connection in connections.all(initialized_only=True):
             guard.attach(connection)
 

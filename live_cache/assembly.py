@@ -20,21 +20,22 @@ from urllib.parse import quote
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
+from live_cache.cache_options import Options, parse_options, parse_timeout
 from live_cache.conf import settings
 from live_cache.exceptions import ConfigurationError
+from live_cache.flights import Flights
 from live_cache.known_entries import KnownEntries
+from live_cache.leniency import Sightings
 from live_cache.location import (
     LedgerChoice,
     Location,
-    Options,
     Tier,
     choose_ledger,
     parse_location,
-    parse_options,
-    parse_timeout,
     tier_options,
 )
 from live_cache.metrics import Metrics
+from live_cache.stores.null import NullStore
 
 if TYPE_CHECKING:
     from live_cache.ledger.base import Ledger
@@ -92,6 +93,19 @@ class Assembly:
     """OPTIONS["CULL_FREQUENCY"], unless the farthest tier evicts by itself."""
     known_entries: KnownEntries = field(default_factory=KnownEntries, repr=False)
     """What tells a miss by eviction from the first read."""
+    sightings: Sightings = field(default_factory=Sightings, repr=False)
+    """When entries that may be served stale were last known to be right."""
+    flights: Flights = field(init=False, repr=False)
+    """The fetches that others wait for."""
+
+    def __post_init__(self) -> None:
+        farthest = self.tiers[-1]
+        flights = Flights(
+            self.metrics,
+            lease_store=farthest if farthest.is_shared_by_processes else None,
+            is_keeping=not isinstance(farthest, NullStore),
+        )
+        object.__setattr__(self, "flights", flights)  # the class is frozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +274,6 @@ def _make_tier(tier: Tier, options: Options, key_prefix: str) -> Store:
         from live_cache.stores.redis import RedisStore
 
         return RedisStore(_connection(tier.url, options), prefix=_redis_prefix(key_prefix, "entry"))
-    from live_cache.stores.null import NullStore
-
     return NullStore()
 
 

@@ -14,7 +14,14 @@ from django.core.cache.backends.base import DEFAULT_TIMEOUT
 
 from live_cache.backend_async import AsyncTwins
 from live_cache.backend_base import MAX_SWAPS
-from live_cache.exceptions import InvalidKeyError, QuotaExceededError, StoreError, StoreUnavailableError
+from live_cache.changes import encode_record
+from live_cache.exceptions import (
+    InvalidKeyError,
+    LedgerUnavailableError,
+    QuotaExceededError,
+    StoreError,
+    StoreUnavailableError,
+)
 from live_cache.ledger.clocks import TABLE_SLOT
 from live_cache.plain_values import INT64
 from live_cache.stores.base import MISS, Missing, StoredValue
@@ -291,10 +298,15 @@ class LiveCache(AsyncTwins):
         """
         ledger = self.assembly.ledger
         # Other processes hold live entries in their memory. A tick of each table makes those stale as well.
-        changes = {info.clock: (TABLE_SLOT,) for info in ledger.clocks()}
-        if changes:
-            ledger.tick(changes)
+        clocks = [info.clock for info in ledger.clocks()]
+        record = encode_record(None, note="clear()")
+        is_told = not clocks or ledger.tick(dict.fromkeys(clocks, (TABLE_SLOT,)), records=dict.fromkeys(clocks, record))
         self.assembly.store.clear()
+        if not is_told:
+            raise LedgerUnavailableError(
+                f"The ledger of cache {self.assembly.alias!r} did not answer. Other processes may serve what they have "
+                "in memory, until this one reaches the ledger again."
+            )
 
     def close(self, **kwargs: Any) -> None:
         """Do nothing: Django calls it after each request, and memory and connections outlive requests."""

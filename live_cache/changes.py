@@ -121,12 +121,19 @@ def _encode(rows: Sequence[RowChange] | None, at_ns: int, note: str, *, longest:
 
 
 def _encode_row(row: RowChange, numbers: dict[str, int], longest: int | None) -> list[object]:
-    before, after = _short(row.before, longest), _short(row.after, longest)
+    before, after = row.before, row.after
+    if longest is not None:
+        before, after = _short(before, longest), _short(after, longest)
     missing: list[int] = []
     if row.kind == "update" and before is not None and after is not None:
-        # Most columns of an updated row are as they were.
-        missing = [numbers.setdefault(name, len(numbers)) for name in before if name not in after]
-        after = {name: value for name, value in after.items() if not _is_same(before.get(name, _ABSENT), value)}
+        # Most columns of an updated row are as they were, and most of those hold the same objects.
+        if not before.keys() <= after.keys():
+            missing = [numbers.setdefault(name, len(numbers)) for name in before if name not in after]
+        after = {
+            name: value
+            for name, value in after.items()
+            if (old := before.get(name, _ABSENT)) is not value and not _is_same(old, value)
+        }
     return [
         _KINDS.index(row.kind),
         None if row.key is None else list(map(encode_cell, row.key)),
@@ -153,8 +160,8 @@ def _decode_row(encoded: list[Any], names: list[str]) -> RowChange:
     )
 
 
-def _short(image: Image | None, longest: int | None) -> Image | None:
-    if image is None or longest is None:
+def _short(image: Image | None, longest: int) -> Image | None:
+    if image is None:
         return image
     return {name: value for name, value in image.items() if not isinstance(value, str | bytes) or len(value) <= longest}
 
@@ -164,7 +171,8 @@ def _encode_image(image: Image | None, numbers: dict[str, int]) -> object:
         return None
     flat: list[object] = []
     for name, value in image.items():
-        flat += numbers.setdefault(name, len(numbers)), encode_cell(value)
+        flat.append(numbers.setdefault(name, len(numbers)))
+        flat.append(encode_cell(value))
     return flat
 
 

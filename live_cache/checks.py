@@ -6,7 +6,6 @@ Checks that open files or connections run with ``manage.py check --deploy`` only
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any, Final, TypeAlias
@@ -17,19 +16,20 @@ from django.core.checks import CheckMessage, Error, Info, Tags, Warning, registe
 from django.db import connections
 
 from live_cache.assembly import DEFAULT_TIMEOUT_S, get_assembly, is_live
-from live_cache.conf import DEFAULTS, settings
+from live_cache.cache_options import parse_options, parse_timeout
+from live_cache.conf import settings
 from live_cache.exceptions import ConfigurationError, LedgerUnavailableError, StoreUnavailableError
 from live_cache.location import (
     Location,
     Tier,
     choose_ledger,
     parse_location,
-    parse_options,
-    parse_timeout,
     tier_options,
 )
+from live_cache.outbox.statistics import outbox_statistics
 from live_cache.probes import NETWORK_FILE_SYSTEMS, file_system_of
 from live_cache.redis_connection import RedisConnection
+from live_cache.setting_checks import wrong_settings
 from live_cache.writes.hooks import broken_hooks
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "check_deployment",
     "check_hooks",
     "check_ledgers",
+    "check_outboxes",
     "check_querysets",
     "check_servers",
     "check_settings",
@@ -79,15 +80,7 @@ def check_caches(**kwargs: Any) -> list[CheckMessage]:
 @register(Tags.caches)
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
     """Check the LIVE_CACHE_* settings."""
-    return [
-        *_check_enabled(),
-        *_check_lease(),
-        *_check_ledger_loss(),
-        *_check_tenant(),
-        *_check_functions(),
-        *_check_tables(),
-        *_check_unknown(),
-    ]
+    return list(wrong_settings())
 
 
 @register(Tags.caches)
@@ -174,6 +167,16 @@ def check_ledgers(**kwargs: Any) -> list[CheckMessage]:
                     id="live_cache.E006",
                 )
             )
+    return messages
+
+
+@register(Tags.caches, deploy=True)
+def check_outboxes(**kwargs: Any) -> list[CheckMessage]:
+    """Look whether somebody listens to the outbox of each database that has one, and whether triggers are missing."""
+    messages: list[CheckMessage] = []
+    for report in outbox_statistics():
+        if report["error"] is None:
+            messages += _check_outbox(**report)
     return messages
 
 
@@ -336,87 +339,23 @@ def _check_one_host(alias: str, location: Location) -> Messages:
         )
 
 
-def _check_enabled() -> Messages:
-    value = settings.raw("LIVE_CACHE_ENABLED")
-    if not isinstance(value, bool):
-        yield Error(
-            f"LIVE_CACHE_ENABLED is {value!r}, which is neither True nor False.",
-            hint="Give True, or False to send every live read to the database.",
-            id="live_cache.E010",
-        )
-
-
-def _check_lease() -> Messages:
-    value = settings.raw("LIVE_CACHE_LEASE_S")
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf:
-        yield Error(
-            f"LIVE_CACHE_LEASE_S is {value!r}, which is no positive number of seconds.",
-            hint="Leave it out for 10 seconds, or give more than the longest COMMIT takes.",
-            id="live_cache.E011",
-        )
-
-
-def _check_ledger_loss() -> Messages:
-    value = settings.raw("LIVE_CACHE_ON_LEDGER_LOSS")
-    if value not in ("serve", "refuse"):
-        yield Error(
-            f"LIVE_CACHE_ON_LEDGER_LOSS is {value!r}. Known are: 'serve', 'refuse'.",
-            hint="'serve' lets a commit go on while the ledger is out of reach; 'refuse' makes it raise before COMMIT.",
-            id="live_cache.E012",
-        )
-
-
-def _check_tenant() -> Messages:
-    value = settings.raw("LIVE_CACHE_TENANT")
-    if value is not None and not callable(value):
-        yield Error(
-            f"LIVE_CACHE_TENANT is {value!r}, which cannot be called.",
-            hint="Give a function from a database alias to the name of the tenant, or None.",
-            id="live_cache.E013",
-        )
-
-
-def _check_functions() -> Messages:
-    value = settings.raw("LIVE_CACHE_WRITING_FUNCTIONS")
-    is_listed = isinstance(value, list | tuple | set | frozenset | Mapping)
-    names = list(value) if is_listed else []
-    tables = list(value.values()) if isinstance(value, Mapping) else []
-    if (
-        is_listed
-        and all(isinstance(name, str) and name == name.lower() and "." not in name for name in names)
-        and all(isinstance(x, list | tuple | set | frozenset) and all(isinstance(t, str) for t in x) for x in tables)
-    ):
-        return
-    yield Error(
-        f"LIVE_CACHE_WRITING_FUNCTIONS is {value!r}, which names no functions.",
-        hint='Give {"add_stock": ["shop_product"]}, or ["add_stock"] if any table may change; lower case, no schema.',
-        id="live_cache.E014",
-    )
-
-
-def _check_tables() -> Messages:
-    value = settings.raw("LIVE_CACHE_UNMANAGED_TABLES")
-    if isinstance(value, Mapping) and all(
-        isinstance(name, str)
-        and isinstance(tables, list | tuple | set | frozenset)
-        and all(isinstance(table, str) for table in tables)
-        for name, tables in value.items()
-    ):
-        return
-    yield Error(
-        f"LIVE_CACHE_UNMANAGED_TABLES is {value!r}, which is no mapping from names to lists of tables.",
-        hint='Give {"shop_summary": ["shop_product"]} for a view, and {"legacy": ["legacy"]} for a table.',
-        id="live_cache.E015",
-    )
-
-
-def _check_unknown() -> Messages:
-    for name in settings.unknown():
+def _check_outbox(*, database: str, is_listened_to: bool, waiting: int, missing: list[str], **_: object) -> Messages:
+    if not is_listened_to:
         yield Warning(
-            f"The setting {name} is unknown. Known are: {', '.join(sorted(DEFAULTS))}.",
-            hint="Correct the name, or remove the setting: nothing reads it.",
-            id="live_cache.W004",
+            f"Triggers write to the outbox of the database {database!r}, and nobody listens: what writers outside of "
+            f"Django change is not seen. {waiting} lines wait.",
+            hint=f"Run `manage.py live_cache listen --database {database}`, or set LIVE_CACHE_LISTEN.",
+            id="live_cache.W010",
+        )
+    if missing:
+        yield Warning(
+            f"The database {database!r} has an outbox, and {len(missing)} tables of models have no triggers, such as "
+            f"{', '.join(missing[:3])}: what writers outside of Django change there is not seen.",
+            hint=(
+                f"Run `manage.py live_cache install_triggers --database {database}`. If only Django writes to them, "
+                "add live_cache.W011 to SILENCED_SYSTEM_CHECKS."
+            ),
+            id="live_cache.W011",
         )
 
 
@@ -441,5 +380,6 @@ ALL_CHECKS: Final[tuple[Callable[..., list[CheckMessage]], ...]] = (
     check_deployment,
     check_servers,
     check_ledgers,
+    check_outboxes,
 )
 """Every check of the package, those of ``--deploy`` included."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from live_cache.bypasses import reason_to_bypass
 from live_cache.exceptions import FrameError, LedgerUnavailableError
-from live_cache.ledger.clocks import Reading, is_fresh
+from live_cache.ledger.clocks import Reading
 from live_cache.names import KEYS_CLOCK
-from live_cache.reader import reason_to_bypass
 from live_cache.rows import decode_entry
+from live_cache.search import judge_entry
 from live_cache.shapes.shape import View, scope_of
 from live_cache.shapes.witness import EntryWitness
 from live_cache.stores.base import MISS
@@ -125,7 +126,7 @@ class Explanation:
 
     @classmethod
     def of(cls, plan: Plan, assembly: Assembly, connection: BaseDatabaseWrapper) -> Explanation:
-        """Return the explanation of a query with a plan, looking into every tier without changing any."""
+        """Return the explanation of a query with a plan, looking into every tier. It may read link sets."""
         reason = reason_to_bypass(connection, state_of(connection), plan.tables)
         shape = plan.layout.shape
         scope = None if shape is None else scope_of(plan.query, shape, plan.purpose)
@@ -138,7 +139,7 @@ class Explanation:
             depends_on=tuple(_tables_of(plan, scope)),
             window=_window_of(plan, scope),
             ledger=assembly.ledger.name,
-            tiers=_look_into_tiers(plan, assembly),
+            tiers=_look_into_tiers(plan, assembly, connection),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def _use_of(use: Use) -> UseExplanation:
         str(use.condition),
         tuple(sorted(use.columns)),
         is_every_column=bool(every) and every <= use.columns,
-        is_for_updates=use.is_anchored,
+        is_for_updates=use.is_anchored and not use.linked_parts,
     )
 
 
@@ -214,7 +215,7 @@ def _window_of(plan: Plan, scope: Scope | None) -> str:
     return f"{rows} by {order}; what is and stays beyond them does not count"
 
 
-def _look_into_tiers(plan: Plan, assembly: Assembly) -> tuple[TierExplanation, ...]:
+def _look_into_tiers(plan: Plan, assembly: Assembly, connection: BaseDatabaseWrapper) -> tuple[TierExplanation, ...]:
     store = assembly.store
     found = [(tier.name, store.read_tier(index, plan.entry_key)) for index, tier in enumerate(store.stores)]
     readings: list[Reading] | None = None
@@ -223,14 +224,21 @@ def _look_into_tiers(plan: Plan, assembly: Assembly) -> tuple[TierExplanation, .
             readings = assembly.ledger.read(plan.dependencies)
     return tuple(
         [
-            TierExplanation(name, "absent") if stored is MISS else _judge(name, stored.value, plan, assembly, readings)
+            TierExplanation(name, "absent")
+            if stored is MISS
+            else _judge(name, stored.value, plan, assembly, connection, readings)
             for name, stored in found
         ]
     )
 
 
 def _judge(
-    name: str, data: bytes, plan: Plan, assembly: Assembly, readings: Sequence[Reading] | None
+    name: str,
+    data: bytes,
+    plan: Plan,
+    assembly: Assembly,
+    connection: BaseDatabaseWrapper,
+    readings: list[Reading] | None,
 ) -> TierExplanation:
     """Return what a reader would say of the entry in *data*."""
     dropped_by: DroppedBy | None = None
@@ -243,8 +251,10 @@ def _judge(
             state = "expired"
         else:
             witness = EntryWitness(assembly.ledger, plan, header, view)
-            is_same = header.dependencies == plan.dependencies
-            if is_same and is_fresh(header.stamps, readings, plan.dependencies, witness):
+            is_fresh = header.dependencies == plan.dependencies
+            if is_fresh:
+                is_fresh, readings = judge_entry(assembly, plan, connection, header, readings, witness)
+            if is_fresh:
                 state = "fresh"
             else:
                 dropped_by = witness.dropped_by(readings, is_detailed=True)

@@ -10,14 +10,9 @@ The walk is an allow-list. An object of a class that is not known to be determin
 
 from __future__ import annotations
 
-import datetime
-import decimal
 import enum
-import ipaddress
 import marshal
 import re
-import uuid
-import zoneinfo
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, cast
@@ -39,11 +34,11 @@ from live_cache.deterministic import (
     EXPRESSIONS,
     LOOKUP_MODULES,
     OWN_FUNCTIONS,
-    RANGE_TYPE,
     TIME_ZONE_MODULES,
 )
 from live_cache.exceptions import UncachableQueryError
 from live_cache.integer_ranges import range_class
+from live_cache.parameters import PRIMITIVES, class_name, sortable, typed, zone_name
 from live_cache.raw_sql import RawSQL
 
 __all__ = ["Walk", "walk_expressions", "walk_query"]
@@ -72,8 +67,6 @@ _QUERY_KNOWN: Final = frozenset(
 
 # A column of a table, quoted as any of our databases quotes it: prefetches of many-to-many relations select such texts.
 _QUOTED_COLUMN: Final = re.compile(r'"[^"\\%;]+"\."[^"\\%;]+"|`[^`\\%;]+`\.`[^`\\%;]+`')
-
-_PRIMITIVES: Final = frozenset({type(None), bool, int, float, str, bytes})
 
 
 class Walk:
@@ -105,18 +98,18 @@ class Walk:
     def value(self, value: Any) -> Token:
         """Put *value* among the parameters; return what stands for it in the structure."""
         kind = type(value)
-        if kind in _PRIMITIVES:
+        if kind in PRIMITIVES:
             self.parameters.append(value)
             # None and booleans change the SQL (IS NULL, NOT col), so they are structure too.
             return (kind.__name__, value) if value is None or kind is bool else kind.__name__
         if kind is list or kind is tuple or kind is set or kind is frozenset:
-            items = sorted(map(_frozen, value)) if kind in (set, frozenset) else value
+            items = sorted(map(sortable, value)) if kind in (set, frozenset) else value
             return (kind.__name__, tuple(self.value(item) for item in items))
         if kind is dict:
             return ("dict", tuple((self.value(key), self.value(item)) for key, item in value.items()))
         if hasattr(value, "resolve_expression"):  # such as the delimiter of StringAgg
             return ("expression", self.token(value))
-        self.parameters.append(_typed(value))
+        self.parameters.append(typed(value))
         return f"{kind.__module__}.{kind.__qualname__}"
 
     # -- structure ----------------------------------------------------------------------------------------------------
@@ -124,7 +117,7 @@ class Walk:
     def token(self, item: Any) -> Token:
         """Return the structure of *item*, with its parameters put aside."""
         kind = type(item)
-        if kind in _PRIMITIVES:
+        if kind in PRIMITIVES:
             return item
         handler = _HANDLERS.get(kind)
         if handler is None:
@@ -168,7 +161,7 @@ class Walk:
         return tuple(parts)
 
     def lookup(self, lookup: Any) -> Token:
-        parts: list[Token] = [_class_name(type(lookup)), self.token(lookup.lhs)]
+        parts: list[Token] = [class_name(type(lookup)), self.token(lookup.lhs)]
         rhs = _right_side(lookup)
         if hasattr(rhs, "resolve_expression") or hasattr(rhs, "as_sql"):
             parts.append(self.token(rhs))
@@ -177,7 +170,7 @@ class Walk:
             if isinstance(rhs, int) and issubclass(type(lookup), lookups.IntegerFieldOverflow):
                 parts.append(range_class(rhs, lookup.lhs.output_field.get_internal_type()))
         if lookup.bilateral_transforms:
-            parts.append(tuple(map(_class_name, lookup.bilateral_transforms)))
+            parts.append(tuple(map(class_name, lookup.bilateral_transforms)))
         if type(lookup).__name__.startswith("Year") or type(lookup).__module__ in TIME_ZONE_MODULES:
             self.is_time_zone_dependent = True
         return tuple(parts)
@@ -186,14 +179,14 @@ class Walk:
         kind = type(expression)
         if kind.__module__ in TIME_ZONE_MODULES:
             self.is_time_zone_dependent = True
-        parts: list[Token] = [_class_name(kind)]
+        parts: list[Token] = [class_name(kind)]
         for name, item in expression.__dict__.items():
             if name in _cached_names(cast("Hashable", kind)) or name in _EXPRESSION_IGNORED:
                 continue
             if name in _VALUE_ATTRIBUTES:
                 parts.append((name, self.value(item)))
             elif name == "tzinfo":
-                parts.append((name, _zone(item)))
+                parts.append((name, zone_name(item)))
             elif name in _SQL_TEXT_OPTIONS and item not in (getattr(kind, name, None), *OWN_FUNCTIONS):
                 raise UncachableQueryError(f"{kind.__qualname__} is given SQL text of its own ({name}).")
             else:
@@ -290,7 +283,7 @@ def _col(walk: Walk, col: Any) -> Token:
 
 def _field(walk: Walk, field: Any) -> Token:
     if getattr(field, "model", None) is not None and getattr(field, "name", None):
-        return (_label(field.model), field.name, _class_name(type(field)))
+        return (_label(field.model), field.name, class_name(type(field)))
     return _field_definition(field)
 
 
@@ -334,7 +327,7 @@ def _model(walk: Walk, model: Any) -> Token:
 
 
 def _handler_for(kind: type) -> Handler:
-    if kind in EXPRESSIONS or _class_name(kind) in EXPRESSION_NAMES:
+    if kind in EXPRESSIONS or class_name(kind) in EXPRESSION_NAMES:
         return Walk.expression
     if issubclass(kind, models.Field | models.ForeignObjectRel):
         return _field
@@ -350,7 +343,7 @@ def _handler_for(kind: type) -> Handler:
         raise UncachableQueryError("RawSQL holds SQL text whose tables are not declared: use live_cache.RawSQL.")
     if issubclass(kind, where.ExtraWhere):
         raise UncachableQueryError("extra() holds SQL text whose tables are not known.")
-    raise UncachableQueryError(f"{_class_name(kind)} is not known to give the same rows each time.")
+    raise UncachableQueryError(f"{class_name(kind)} is not known to give the same rows each time.")
 
 
 _HANDLERS: Final[dict[type, Handler]] = {
@@ -371,10 +364,6 @@ _HANDLERS: Final[dict[type, Handler]] = {
 
 
 # -- names and values -------------------------------------------------------------------------------------------------
-
-
-def _class_name(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _label(model: type[models.Model]) -> str:
@@ -417,63 +406,3 @@ def _cached_names(kind: Any) -> frozenset[str]:
     for parent in kind.__mro__:
         names.update(name for name, item in vars(parent).items() if isinstance(item, cached_property))
     return frozenset(names)
-
-
-def _typed(value: Any) -> Token:
-    """Return a value of a known type as primitives that hold its type; refuse the rest."""
-    kind = type(value)
-    name = _class_name(kind)
-    if isinstance(value, enum.Enum):
-        content = value.value if type(value.value) in _PRIMITIVES else _typed(value.value)
-        return (name, value.name, content)
-    if kind is decimal.Decimal:
-        return (name, str(value))
-    if kind is datetime.datetime or kind is datetime.time:
-        return (name, value.isoformat(), value.fold, _zone(value.tzinfo))
-    if kind is datetime.date:
-        return (name, value.isoformat())
-    if kind is datetime.timedelta:
-        return (name, value.days, value.seconds, value.microseconds)
-    if kind is uuid.UUID:
-        return (name, value.bytes)
-    if kind in _ADDRESSES:
-        return (name, str(value))
-    if kind is memoryview or kind is bytearray:
-        return (name, bytes(value))
-    if name == RANGE_TYPE:
-        ends = (None, None) if value.isempty else (_bound(value.lower), _bound(value.upper))
-        return (name, value.isempty, *ends, value.bounds if not value.isempty else None)
-    if isinstance(value, str):  # SafeString and other text that the database takes as text
-        return (name, str.__str__(value))
-    if isinstance(value, int):
-        return (name, int(value))
-    raise UncachableQueryError(f"A parameter of the type {name} is not known.")
-
-
-def _bound(value: Any) -> Token:
-    return value if type(value) in _PRIMITIVES else _typed(value)
-
-
-_ADDRESSES: Final = frozenset(
-    {
-        ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Network, ipaddress.IPv6Network,
-        ipaddress.IPv4Interface, ipaddress.IPv6Interface,
-    }
-)  # fmt: skip
-
-
-def _zone(zone: datetime.tzinfo | None) -> Token:
-    if zone is None:
-        return None
-    if isinstance(zone, zoneinfo.ZoneInfo) and zone.key:
-        return zone.key
-    if type(zone) is datetime.timezone:
-        return zone.utcoffset(None).total_seconds()
-    raise UncachableQueryError(f"A parameter has the time zone {zone!r}, which has no name.")
-
-
-def _frozen(value: Any) -> Any:
-    """Return *value* for sorting the parameters of a set: only texts or only integers have an order."""
-    if type(value) is str or type(value) is int:
-        return value
-    raise UncachableQueryError(f"A set of {_class_name(type(value))} has no order of its own; pass a list.")

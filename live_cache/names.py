@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from live_cache import testcases
 from live_cache.ledger.clocks import TABLE_SLOT, Dependency, slot_of
+from live_cache.replicas import primary_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,14 +48,16 @@ def database_name(connection: BaseDatabaseWrapper) -> str:
     Return the name of the database behind *connection*, the same in every process that uses it under this alias.
 
     An in-memory SQLite database belongs to one process, so its name holds the process. What a TestCase has written is
-    visible to one connection, so inside one the name is that connection's own.
+    visible to one connection, so inside one the name is that connection's own. A replica has the name of its primary.
     """
+    connection = primary_of(connection) or connection
     name = shared_database_name(connection)
     return f"{name}~{testcases.token_of(connection)}" if testcases.is_in_testcase(connection) else name
 
 
 def shared_database_name(connection: BaseDatabaseWrapper) -> str:
     """Return the name of the database behind *connection* as it is outside of a TestCase."""
+    connection = primary_of(connection) or connection
     name = str(connection.settings_dict["NAME"])
     cached: tuple[str, int, str] | None = connection.__dict__.get("_live_cache_database_name")
     if cached is not None and cached[0] == name and cached[1] == os.getpid():

@@ -26,6 +26,7 @@ from live_cache.fingerprint import Walk, walk_expressions, walk_query
 from live_cache.ledger.clocks import ROWS_SLOT, TABLE_SLOT, Dependency, slot_of
 from live_cache.loop import leave_loop
 from live_cache.names import clock_of, database_name, is_private_database, key_dependency
+from live_cache.schema_digest import connection_bytes, model_bytes
 from live_cache.shapes.shape import Purpose, Shape, learn_shape, shape_of_aggregate
 from live_cache.sql import StatementKind, classify, normalize_table
 from live_cache.stores.base import validate_key
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Layout", "Plan", "make_plan"]
 
 # Part of every fingerprint: raised when plans, or what they store, mean something else than before.
-_PLAN_VERSION: Final = 2
+_PLAN_VERSION: Final = 3
 _MAX_LAYOUTS: Final = 2048
 
 
@@ -50,7 +51,7 @@ class Layout:
     tables: frozenset[str]
     """Every table that the SQL reads, and those below its views; normalised."""
     schema_digest: bytes
-    """Changes when a model of these tables changes."""
+    """Changes when a model of these tables, or what a connection begins with, changes."""
     select: Any
     klass_info: Any
     annotation_col_map: Any
@@ -249,9 +250,8 @@ def _prove(
         raise UncachableQueryError(f"{', '.join(sorted(writing))}() is in LIVE_CACHE_WRITING_FUNCTIONS.")
     known = models_of_tables()
     views = {normalize_table(name): tables for name, tables in settings.unmanaged_tables.items()}
-    digest = hashlib.blake2b(b"" if model is None else _schema_of(model), digest_size=16)
-    # Whether datetimes are aware, and in which zone, is decided by settings.
-    digest.update(f"{connection.timezone is None}/{connection.timezone_name}".encode())
+    digest = hashlib.blake2b(b"" if model is None else model_bytes(model), digest_size=16)
+    digest.update(connection_bytes(connection))
     tables: set[str] = set()
     to_prove = sorted(statement.read | declared, reverse=True)
     while to_prove:
@@ -266,7 +266,7 @@ def _prove(
                 "LIVE_CACHE_UNMANAGED_TABLES what it reads."
             )
         for owner in owners:
-            digest.update(_schema_of(owner))
+            digest.update(model_bytes(owner))
         to_prove += sorted(map(normalize_table, views.get(table, ())), reverse=True)
     return frozenset(tables), digest.digest()
 
@@ -278,13 +278,3 @@ def _forget_layouts(*, setting: str, **kwargs: Any) -> None:
 
 
 setting_changed.connect(_forget_layouts, dispatch_uid="live_cache.plan")
-
-
-def _schema_of(model: type[models.Model]) -> bytes:
-    """Return bytes that change when the columns of *model*, or the Python types of its fields, change."""
-    opts = model._meta
-    parts = [opts.label, opts.db_table, repr(opts.ordering)]
-    for field in opts.local_concrete_fields:
-        parts += [field.attname, str(field.column), type(field).__module__, type(field).__qualname__]
-        parts.append(field.get_internal_type())
-    return "\0".join(parts).encode("utf-8", "surrogatepass")

@@ -22,16 +22,19 @@ from django.db.models.query import QuerySet
 
 from live_cache import reader
 from live_cache.assembly import Assembly, get_assembly
+from live_cache.chance import chance
 from live_cache.conf import settings
 from live_cache.exceptions import ConfigurationError, UncachableQueryError
 from live_cache.explanation import Explanation
 from live_cache.instances import KNOWN_ITERABLES, build
 from live_cache.invalidation import invalidate, invalidate_key_of
+from live_cache.leniency import Leniency
 from live_cache.loop import leave_loop
 from live_cache.pages import page_bounds, page_suffix
 from live_cache.plan import Plan, check_caller_key, make_plan
 from live_cache.prefetch import prefetch_live
 from live_cache.reader import ReadRecord, Result, Rows
+from live_cache.replicas import primary_of
 from live_cache.twins import AsyncTwins
 
 if TYPE_CHECKING:
@@ -42,7 +45,8 @@ __all__ = ["LiveManager", "LiveOptions", "LiveQuerySet", "live"]
 M = TypeVar("M", bound=models.Model)
 
 _UNSET: Final[Any] = object()
-_MODES: Final = ("strict",)
+_MODES: Final = ("strict", "bounded")
+_NO_LENIENCY: Final = Leniency()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,8 @@ class LiveOptions:
     using_cache: str
     mode: str
     page_size: int | None
+    timeout_jitter: float = 0.0
+    leniency: Leniency | None = None
     is_refresh: bool = False
     """Whether to fetch anew whatever is cached."""
 
@@ -82,6 +88,10 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
         using_cache: str = "default",
         mode: str = "strict",
         page_size: int | None = None,
+        refresh_after: float | None = None,
+        stale_while_revalidate: float | None = None,
+        stale_if_error: float | None = None,
+        timeout_jitter: float = 0.0,
     ) -> Self:
         """
         Return a live clone: its results are cached, and dropped by every write that could change them.
@@ -91,13 +101,23 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
                 fingerprint of the query: two different querysets never share an entry. None derives a key.
             timeout: Seconds until an entry expires, None for never. The default is the TIMEOUT of the cache.
             using_cache: Alias in CACHES; its BACKEND is live_cache.backend.LiveCache.
-            mode: "strict": every hit is checked against the ledger.
+            mode: "strict": every hit is checked against the ledger. "bounded": a hit in the nearest tier is checked
+                against a copy of a ledger in Redis, without a round trip; it may lack what was committed by others in
+                the last LIVE_CACHE_MAX_LAG_MS.
             page_size: What page() takes where it is given no size.
+            refresh_after: Seconds after which one reader fetches an entry again, while the others still have it: for
+                entries that would expire just when they are needed. Never stale. None: they expire.
+            stale_while_revalidate: Seconds that rows may be out of date which are served while another reader fetches.
+                None: never stale, they wait.
+            stale_if_error: Seconds that rows may be out of date which are served when the database answers with an
+                error. None: never stale, the error is raised.
+            timeout_jitter: Share of the timeout, from 0 to 1, of which a part by chance is taken off, so that entries
+                that were stored together do not expire together.
 
         Raises:
             InvalidKeyError: The cache key is empty, too long, or has empty segments.
             ConfigurationError: There is no such cache alias, it has another backend, or live_cache is not installed.
-            ValueError: The mode or the page size does not exist.
+            ValueError: The mode or the page size does not exist, or a number of seconds or a share is out of range.
         """
         if "live_cache" not in apps.app_configs:
             raise ConfigurationError('Put "live_cache" in INSTALLED_APPS: without it, writes are not seen.')
@@ -107,9 +127,14 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
             raise ValueError(f"The mode {mode!r} does not exist; modes are: {', '.join(map(repr, _MODES))}.")
         if page_size is not None and page_size < 1:
             raise ValueError(f"page_size must be at least 1, not {page_size!r}.")
+        if not 0 <= timeout_jitter <= 1:
+            raise ValueError(f"timeout_jitter is a share from 0 to 1, not {timeout_jitter!r}.")
+        leniency: Leniency | None = Leniency(refresh_after, stale_while_revalidate, stale_if_error)
+        if leniency == _NO_LENIENCY:
+            leniency = None
         get_assembly(using_cache)
         clone = self._chain()
-        clone._live = LiveOptions(cache_key, timeout, using_cache, mode, page_size)
+        clone._live = LiveOptions(cache_key, timeout, using_cache, mode, page_size, timeout_jitter, leniency)
         return clone
 
     @property
@@ -396,13 +421,18 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
         options = self._live
         assert options is not None
         assembly = get_assembly(options.using_cache)
+        timeout_s = assembly.timeout_s if options.timeout_s is _UNSET else options.timeout_s
+        if options.timeout_jitter and timeout_s is not None:
+            timeout_s *= 1 - options.timeout_jitter * chance.random()
         result = reader.read(
             assembly,
             plan,
             connections[self.db],
             fetch,
-            timeout_s=assembly.timeout_s if options.timeout_s is _UNSET else options.timeout_s,
+            timeout_s=timeout_s,
             is_refresh=options.is_refresh,
+            is_bounded=options.mode == "bounded",
+            leniency=options.leniency,
         )
         self._last_read = result.record
         return result
@@ -421,11 +451,16 @@ class _Bypass(Exception):
 
 
 def _refuse_alias(model: type[models.Model], alias: str) -> None:
-    """Refuse an alias through which the model is only read: its clocks are ticked under another name."""
-    if connections[alias].settings_dict.get("TEST", {}).get("MIRROR"):
-        raise UncachableQueryError(f"The database alias {alias!r} mirrors another one.")
-    if router.routers and router.db_for_write(model) != alias:
-        raise UncachableQueryError(f"The routers write {model._meta.label} elsewhere than to {alias!r}.")
+    """Refuse an alias by which the model is only read: its clocks are ticked under a name that is not known."""
+    if not router.routers:
+        return
+    primary = primary_of(connections[alias])
+    written = router.db_for_write(model)
+    if written != alias and (primary is None or written != primary.alias):
+        raise UncachableQueryError(
+            f"The routers write {model._meta.label} to {written!r}, and LIVE_CACHE_REPLICAS does not say that "
+            f"{alias!r} is a replica of it."
+        )
 
 
 class LiveManager(models.Manager.from_queryset(LiveQuerySet), Generic[M]):  # type: ignore[misc]  # a class made at run time
@@ -443,6 +478,10 @@ class LiveManager(models.Manager.from_queryset(LiveQuerySet), Generic[M]):  # ty
             using_cache: str = ...,
             mode: str = ...,
             page_size: int | None = ...,
+            refresh_after: float | None = ...,
+            stale_while_revalidate: float | None = ...,
+            stale_if_error: float | None = ...,
+            timeout_jitter: float = ...,
         ) -> LiveQuerySet[M]: ...
 
 
@@ -454,6 +493,10 @@ def live(
     using_cache: str = "default",
     mode: str = "strict",
     page_size: int | None = None,
+    refresh_after: float | None = None,
+    stale_while_revalidate: float | None = None,
+    stale_if_error: float | None = None,
+    timeout_jitter: float = 0.0,
 ) -> LiveQuerySet[M]:
     """
     Return *queryset* live, for models whose manager is not a LiveManager. Options: see LiveQuerySet.live().
@@ -467,7 +510,16 @@ def live(
         source = source._chain()  # type: ignore[attr-defined]  # private; a clone whose class may be changed
         source.__class__ = _live_class(type(source))
     return LiveQuerySet.live(
-        source, cache_key, timeout=timeout, using_cache=using_cache, mode=mode, page_size=page_size
+        source,
+        cache_key,
+        timeout=timeout,
+        using_cache=using_cache,
+        mode=mode,
+        page_size=page_size,
+        refresh_after=refresh_after,
+        stale_while_revalidate=stale_while_revalidate,
+        stale_if_error=stale_if_error,
+        timeout_jitter=timeout_jitter,
     )
 
 

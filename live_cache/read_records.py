@@ -7,16 +7,34 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from live_cache.metrics import Metrics
     from live_cache.plan import Plan
     from live_cache.shapes.causes import DroppedBy
 
-__all__ = ["ReadRecord", "Result", "Rows", "count_hit", "count_miss", "is_recording", "recorded", "recording"]
+__all__ = [
+    "MISS_REASONS",
+    "ReadRecord",
+    "Result",
+    "Rows",
+    "count_hit",
+    "count_miss",
+    "is_recording",
+    "recorded",
+    "recording",
+    "unrecorded",
+]
 
 Rows = Sequence[tuple[Any, ...]]
+
+
+MISS_REASONS: Final = frozenset(
+    {"cold", "expired", "evicted", "row", "bucket", "table", "key", "held", "unknown", "corrupt", "unanswered"}
+    | {"refreshed"}
+)
+"""Why a read found nothing that may be served; what it fetched instead is as the latest commits have left it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +47,8 @@ class ReadRecord:
     reason: str
     """
     Empty for a hit. For a miss: cold, expired, evicted, row, bucket, table, key, held, unknown, corrupt, unanswered,
-    refreshed (docs/reference/metrics.md); else why the cache was bypassed, or why the rows were not stored.
+    different, ahead, refreshed (docs/reference/metrics.md); else why the cache was bypassed, why rows were not stored,
+    or why older rows were served.
     """
     cache_key: str
     """Empty for a query that has no plan."""
@@ -62,6 +81,16 @@ def recording() -> Iterator[list[ReadRecord]]:
     token = _recordings.set((*_recordings.get(), records))
     try:
         yield records
+    finally:
+        _recordings.reset(token)
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Leave the reads inside the block out of every recording(): nobody has asked for them."""
+    token = _recordings.set(())
+    try:
+        yield
     finally:
         _recordings.reset(token)
 

@@ -1,9 +1,9 @@
 """
 The read path: plan -> tiers -> ledger -> rows; on a miss: ledger -> SELECT -> rows -> tiers.
 
-This is where "never stale" is kept for readers: an entry is served only if ledger.clocks.is_fresh() says so of a
-reading that was requested after the read began (rules 2 and 5), and it is filled only with the stamp of a reading that
-was taken before the SELECT (rule 4).
+This is where "never stale" is kept for readers: an entry is served only if search.py finds it fresh by a reading that
+was requested after the read began (rules 2 and 5), and it is filled only with the stamp of a reading that was taken
+before the SELECT (rule 4).
 """
 
 from __future__ import annotations
@@ -11,29 +11,30 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.db import Error
 
-from live_cache.exceptions import FrameError, LedgerUnavailableError, StoreError, UncachableValueError
-from live_cache.ledger import fences
-from live_cache.ledger.clocks import Reading, is_fresh, take_stamps
+from live_cache.bypasses import reason_to_bypass, reason_to_fill_not
+from live_cache.exceptions import LedgerUnavailableError, StoreError, UncachableValueError
+from live_cache.ledger.clocks import Reading, take_stamps
 from live_cache.loop import is_on_loop, leave_loop
-from live_cache.read_records import ReadRecord, Result, Rows, count_hit, count_miss, is_recording, recorded, recording
-from live_cache.rows import Entry, EntryHeader, decode_entry, encode_entry, restamp_entry
-from live_cache.shapes.causes import DroppedBy
-from live_cache.shapes.shape import View
-from live_cache.shapes.witness import EntryWitness
-from live_cache.stores.base import MISS
+from live_cache.read_records import ReadRecord, Result, Rows, count_hit, count_miss, recorded, recording
+from live_cache.replicas import has_caught_up, primary_of
+from live_cache.rows import EntryHeader, encode_entry
+from live_cache.search import Found, Search
+from live_cache.verification import choose_on_loop, is_chosen, verify_hit
 from live_cache.writes.transactions import ConnectionState, is_any_in_transaction, state_of
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from live_cache.assembly import Assembly
+    from live_cache.flights import Turn
+    from live_cache.leniency import Leniency
     from live_cache.plan import Plan
 
 __all__ = [
@@ -44,7 +45,6 @@ __all__ = [
     "fetch_plainly",
     "is_disabled",
     "read",
-    "reason_to_bypass",
     "recording",
 ]
 
@@ -76,6 +76,8 @@ def read(
     *,
     timeout_s: float | None,
     is_refresh: bool = False,
+    is_bounded: bool = False,
+    leniency: Leniency | None = None,
 ) -> Result:
     """
     Return the rows of *plan*: from the nearest tier that has them fresh, else from the database.
@@ -86,47 +88,211 @@ def read(
         fetch: Runs the SELECT and returns its rows.
         timeout_s: Time to live of a new entry, in seconds. None never expires.
         is_refresh: Fetch anew, whatever the tiers hold, and store.
+        is_bounded: Whether an entry of the nearest tier may be served that was fresh LIVE_CACHE_MAX_LAG_MS ago.
+        leniency: What the queryset allows besides rows that are never stale. None: nothing.
     """
     started = time.perf_counter()
     if is_on_loop():
-        return _read_memory(assembly, plan, connection, started, is_refresh=is_refresh)
+        return _read_memory(assembly, plan, connection, started, is_refresh=is_refresh, leniency=leniency)
     state = state_of(connection)
     reason = reason_to_bypass(connection, state, plan.tables)
     if reason:
         assembly.metrics.count("bypasses.transaction")
         return fetch_plainly(assembly, fetch, reason, plan=plan, started=started)
-    search = _Search(assembly, plan)
-    try:
-        found = None if is_refresh else search.find()
-        if assembly.ledger.is_silent and search.readings is not None:
-            assembly.ledger.is_silent = False
-            logger.warning("The ledger of %r answers again.", assembly.alias)
-        if found is not None:
-            rows, header, tier = found
-            count_hit(assembly.metrics, tier)
-            return recorded(rows, started, plan, tier=tier, fetched_at_ns=header.fetched_at_ns)
-        readings = search.settled_readings(connection)
-    except LedgerUnavailableError:
-        assembly.metrics.count("ledger_errors")
-        count_miss(assembly.metrics, "ledger")
-        if not assembly.ledger.is_silent:
-            assembly.ledger.is_silent = True
-            logger.warning("The ledger of %r does not answer; the database does.", assembly.alias, exc_info=True)
-        return fetch_plainly(assembly, fetch, "the ledger did not answer", plan=plan, started=started)
-    miss = "refreshed" if is_refresh else search.miss
-    count_miss(assembly.metrics, miss)
-    rows, is_proven = _fetch(state, plan, fetch)
-    assembly.metrics.count("fetches")
-    fetched_at_ns = time.time_ns()
-    reason_after = reason_to_fill_not(connection, state)
-    if is_proven and not reason_after:
-        _store(assembly, plan, readings, rows, fetched_at_ns, timeout_s)
-    reason = reason_after or miss
-    return recorded(rows, started, plan, reason=reason, fetched_at_ns=fetched_at_ns, dropped_by=search.dropped_by)
+    read = _Read(assembly, plan, connection, state, fetch, timeout_s, is_refresh, is_bounded, leniency, started)
+    with assembly.flights.turn(plan.entry_key) as turn:
+        return read.run(turn)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """One read that may use the cache."""
+
+    assembly: Assembly
+    plan: Plan
+    connection: BaseDatabaseWrapper
+    state: ConnectionState
+    fetch: Callable[[], Rows]
+    timeout_s: float | None
+    is_refresh: bool
+    is_bounded: bool
+    leniency: Leniency | None
+    started: float
+
+    def run(self, turn: Turn) -> Result:
+        search = Search(self.assembly, self.plan, self.connection)
+        early: Found | None = None
+        try:
+            while True:
+                turn.look()
+                looked_s = time.monotonic()
+                try:
+                    found = None if self.is_refresh else self._find(search)
+                    search.note_answer()
+                    if found is not None and not self._is_refreshed_now(found, turn, search, looked_s):
+                        return self._hit(found, has_waited=turn.waits > 0)
+                    readings = search.settled_readings(self.connection)
+                except LedgerUnavailableError:
+                    return _fetch_without_ledger(self.assembly, self.plan, self.fetch, self.started)
+                early = found
+                if early is not None or self.is_refresh or not self._may_wait(search):
+                    break
+                if self.leniency is not None and self.leniency.stale_while_revalidate_s is not None:
+                    served = self._serve_stale(search, self.leniency.stale_while_revalidate_s, "while_revalidate", turn)
+                    if served is not None:
+                        return served
+                if turn.is_mine(search.farthest):
+                    break
+                search = Search(self.assembly, self.plan, self.connection, before=search)
+            return self._fill(turn, search, readings, looked_s, is_early=early is not None)
+        except Error as error:
+            turn.fail(error)
+            if early is not None:
+                return self._hit(early, has_waited=False)
+            if self.leniency is not None and not self.state.is_in_transaction:
+                served = self._serve_stale(search, self.leniency.stale_if_error_s, "if_error")
+                if served is not None:
+                    logger.warning(
+                        "The database failed; rows of %r are served stale.", self.plan.cache_key, exc_info=True
+                    )
+                    return served
+            raise
+
+    def _find(self, search: Search) -> Found | None:
+        return search.find_bounded(self.connection) if self.is_bounded else search.find()
+
+    def _fill(
+        self, turn: Turn, search: Search, readings: Sequence[Reading], looked_s: float, *, is_early: bool
+    ) -> Result:
+        """Fetch, and store what was fetched."""
+        assembly, plan, connection = self.assembly, self.plan, self.connection
+        miss = "ahead" if is_early else "refreshed" if self.is_refresh else search.miss
+        # After the readings, before the SELECT: see replicas.
+        primary = primary_of(connection)
+        is_behind = primary is not None and not has_caught_up(connection, primary)
+        if is_behind:
+            turn.leave()
+        turn.fetching(shares_errors=primary is None and not self.state.is_in_transaction)
+        if not is_early:
+            self._count_miss(miss, turn)
+        began_s = time.monotonic()
+        rows, is_proven = _fetch(self.state, plan, self.fetch)
+        took_s = time.monotonic() - began_s
+        if is_early:
+            self._count_miss(miss, turn)
+        assembly.metrics.count("fetches")
+        fetched_at_ns = time.time_ns()
+        reason_after = reason_to_fill_not(connection, self.state)
+        if is_behind:
+            assembly.metrics.count("behind")
+            reason_after = f"the replica {connection.alias!r} may be behind its primary"
+        if is_proven and not reason_after:
+            kept_s = 0.0 if self.leniency is None else self.leniency.kept_s
+            is_stored = _store(assembly, plan, readings, rows, fetched_at_ns, self.timeout_s, turn, kept_s)
+            assembly.flights.note(plan.entry_key, took_s, is_stored=is_stored)
+            if self.leniency is not None:
+                assembly.sightings.note(plan.entry_key, fetched_at_ns, looked_s)
+        reason = reason_after or miss
+        return recorded(
+            rows, self.started, plan, reason=reason, fetched_at_ns=fetched_at_ns, dropped_by=search.dropped_by
+        )
+
+    def _count_miss(self, miss: str, turn: Turn) -> None:
+        count_miss(self.assembly.metrics, miss)
+        if turn.waits:
+            self.assembly.metrics.count("waits.in_vain")
+
+    def _may_wait(self, search: Search) -> bool:
+        """
+        Return whether this read may wait for the fetch of another one, or let others wait for its own.
+
+        Not where no fetch could serve anybody now: its rows cannot be stored, or a commit holds the entry. And not in a
+        transaction that has written: it may hold locks that others wait for.
+        """
+        return (
+            (self.timeout_s is None or self.timeout_s > 0)
+            and not search.is_held
+            and not self.state.has_writes
+            and (self.connection.connection is None or not reason_to_fill_not(self.connection, self.state))
+        )
+
+    def _is_refreshed_now(self, found: Found, turn: Turn, search: Search, looked_s: float) -> bool:
+        """Return whether this read is the one that fetches a fresh entry early. Nobody waits for that."""
+        if self.leniency is None:
+            return False
+        header = found[1]
+        if search.readings is not None:  # else the copy of a bounded read has told, which may be older
+            self.assembly.sightings.note(self.plan.entry_key, header.fetched_at_ns, looked_s)
+        if (
+            not self.leniency.wants_refresh(header)
+            or self.state.is_in_transaction
+            or not self._may_wait(search)
+            or not self.assembly.flights.is_worth_waiting(self.plan.entry_key)
+        ):
+            return False
+        if turn.leads_at_once(search.farthest):
+            return True
+        if turn.has_news:
+            search.drop_near()  # so that the next read takes what another process has fetched
+        return False
+
+    def _serve_stale(self, search: Search, bound_s: float | None, why: str, turn: Turn | None = None) -> Result | None:
+        """
+        Return older rows within the bound, if there are any.
+
+        Args:
+            why: while_revalidate or if_error.
+            turn: Not if this read can be the one that fetches.
+        """
+        stale = self.assembly.sightings.serve(self.plan, search.entries, bound_s)
+        if stale is None or (turn is not None and (turn.leads_at_once(search.farthest) or turn.has_news)):
+            return None
+        rows, header = stale
+        count_miss(self.assembly.metrics, search.miss)
+        self.assembly.metrics.count(f"stale.{why}")
+        reason = f"served stale {why.replace('_', ' ')}"
+        return recorded(rows, self.started, self.plan, reason=reason, fetched_at_ns=header.fetched_at_ns)
+
+    def _hit(self, found: Found, *, has_waited: bool) -> Result:
+        """Return a hit, or what the database says in its place, if it is one that is verified and found to be wrong."""
+        assembly, plan = self.assembly, self.plan
+        rows, header, _ = found
+        if is_chosen():
+            truth = verify_hit(assembly, plan, self.connection, self.state, self.fetch, header, rows)
+            if truth is not None:
+                assembly.sightings.forget(plan.entry_key, header.fetched_at_ns)
+                count_miss(assembly.metrics, "different")
+                assembly.metrics.count("fetches")
+                return recorded(truth, self.started, plan, reason="different", fetched_at_ns=time.time_ns())
+        return _hit(assembly, plan, found, self.started, has_waited=has_waited)
+
+
+def _hit(assembly: Assembly, plan: Plan, found: Found, started: float, *, has_waited: bool = False) -> Result:
+    rows, header, tier = found
+    count_hit(assembly.metrics, tier)
+    if has_waited:
+        assembly.metrics.count("waits.served")
+    return recorded(rows, started, plan, tier=tier, fetched_at_ns=header.fetched_at_ns)
+
+
+def _fetch_without_ledger(assembly: Assembly, plan: Plan, fetch: Callable[[], Rows], started: float) -> Result:
+    """Return what the database says. Called while the error of the ledger is handled."""
+    assembly.metrics.count("ledger_errors")
+    count_miss(assembly.metrics, "ledger")
+    if not assembly.ledger.is_silent:
+        assembly.ledger.is_silent = True
+        logger.warning("The ledger of %r does not answer; the database does.", assembly.alias, exc_info=True)
+    return fetch_plainly(assembly, fetch, "the ledger did not answer", plan=plan, started=started)
 
 
 def _read_memory(
-    assembly: Assembly, plan: Plan, connection: BaseDatabaseWrapper, started: float, *, is_refresh: bool
+    assembly: Assembly,
+    plan: Plan,
+    connection: BaseDatabaseWrapper,
+    started: float,
+    *,
+    is_refresh: bool,
+    leniency: Leniency | None,
 ) -> Result:
     """
     Return a hit of the memory tier, or leave the loop.
@@ -137,15 +303,14 @@ def _read_memory(
     found = None
     if not is_refresh and not is_any_in_transaction(connection.alias):
         try:
-            found = _Search(assembly, plan).find(tier_limit=1)
+            found = Search(assembly, plan, connection).find(tier_limit=1)
         except LedgerUnavailableError:
             leave_loop()
-    if found is None:
+    # With a leniency a hit is remembered, which is left to the thread, as is to fetch it early.
+    if found is None or leniency is not None or choose_on_loop():
         leave_loop()
     assert found is not None
-    rows, header, tier = found
-    count_hit(assembly.metrics, tier)
-    return recorded(rows, started, plan, tier=tier, fetched_at_ns=header.fetched_at_ns)
+    return _hit(assembly, plan, found, started)
 
 
 def fetch_plainly(
@@ -163,195 +328,6 @@ def fetch_plainly(
     if assembly is not None:
         assembly.metrics.count("fetches")
     return recorded(rows, started, plan, reason=reason, fetched_at_ns=time.time_ns())
-
-
-def reason_to_bypass(connection: BaseDatabaseWrapper, state: ConnectionState, tables: frozenset[str]) -> str:
-    """Return why a read on this connection may not use the cache now (rule 15), or an empty text."""
-    if state.is_search_path_changed and not _has_tenant():
-        return "the search path or role of the connection was changed, and LIVE_CACHE_TENANT is not set"
-    if not state.is_in_transaction:
-        return ""
-    if state.has_written(tables):
-        return "the transaction has uncommitted writes of its own to these tables"
-    if not connection.in_atomic_block:
-        return "the transaction is managed by hand"
-    if connection.vendor == "sqlite":
-        return "a SQLite transaction reads a snapshot"
-    if connection.needs_rollback or connection.closed_in_transaction:
-        return "the transaction is broken"
-    if _isolation(connection, state) != "read committed":
-        return "the transaction does not read the latest committed rows"
-    return ""
-
-
-def reason_to_fill_not(connection: BaseDatabaseWrapper, state: ConnectionState) -> str:
-    """Return why rows that were just fetched on this connection may be old or uncommitted, or an empty text."""
-    if state.open_cursors:
-        return "an unfinished cursor pins the SQLite connection to an older snapshot"
-    # SQLite reads uncommitted rows only in a shared cache that asks for it; PostgreSQL never does.
-    if state.is_in_transaction or connection.vendor != "mysql":
-        return ""
-    if _isolation(connection, state) == "read uncommitted":
-        return "the connection reads uncommitted rows"
-    return ""
-
-
-def _has_tenant() -> bool:
-    from live_cache.conf import settings
-
-    return settings.tenant is not None
-
-
-_ISOLATION_SQL = {"postgresql": "SHOW transaction_isolation", "mysql": "SELECT @@tx_isolation"}
-
-
-def _isolation(connection: BaseDatabaseWrapper, state: ConnectionState) -> str:
-    """Return the isolation level, asked of the database once per connection: its default may be set on the server."""
-    if state.is_isolation_changed:
-        return "changed by SQL"
-    if state.isolation is not None and state.isolation[0] is connection.connection:
-        return state.isolation[1]
-    sql = _ISOLATION_SQL.get(connection.vendor)
-    if sql is None:
-        return "unknown"
-    if connection.vendor == "mysql" and not getattr(connection, "mysql_is_mariadb", False):
-        sql = "SELECT @@transaction_isolation"  # the name in MySQL 8, which dropped the older one
-    try:
-        # By the driver's cursor, so that nobody who counts Django's queries counts this one.
-        with connection.wrap_database_errors, closing(connection.connection.cursor()) as cursor:
-            cursor.execute(sql)
-            (level,) = cursor.fetchone()
-    except Error:
-        return "unknown"
-    level = str(level).lower().replace("-", " ")
-    state.isolation = (connection.connection, level)
-    return level
-
-
-class _Search:
-    """One look through the tiers, under one reading of the ledger."""
-
-    __slots__ = ("assembly", "dropped_by", "miss", "plan", "readings")
-
-    def __init__(self, assembly: Assembly, plan: Plan) -> None:
-        self.assembly = assembly
-        self.plan = plan
-        self.readings: list[Reading] | None = None
-        self.miss = "cold"
-        self.dropped_by: DroppedBy | None = None
-
-    def find(self, *, tier_limit: int | None = None) -> tuple[Rows, EntryHeader, str] | None:
-        """Return rows, header and tier of the nearest fresh entry, promoted to the tiers before it."""
-        store = self.assembly.store
-        farthest = len(store.stores) - 1
-        for index, tier in enumerate(store.stores[:tier_limit]):
-            data: bytes | Any
-            if index == farthest and self.readings is None:
-                # Entry and clocks in one round trip, where both live on one server.
-                self.readings, data = self.assembly.ledger.read_with_entry(
-                    self.plan.dependencies, tier, self.plan.entry_key
-                )
-            else:
-                stored = store.read_tier(index, self.plan.entry_key)
-                data = MISS if stored is MISS else stored.value
-            if data is MISS:
-                continue
-            if self.readings is None:
-                self.readings = self.assembly.ledger.read(self.plan.dependencies)
-            try:
-                found = self._servable(data)
-                if found is None:
-                    continue
-                rows = found.witness.view.rows
-            except FrameError:
-                self._drop(index)
-                continue
-            if found.witness.is_lagging(self.readings):
-                self._restamp(found, self.readings)
-            elif index:
-                self._promote(data, found.entry.header, index)
-            self.assembly.known_entries.note(self.plan.entry_key, found.entry.header.expires_at_ns)
-            return rows, found.entry.header, tier.name
-        if self.miss == "cold" and tier_limit is None:
-            self.miss = self._why_nothing_was_there()
-        return None
-
-    def settled_readings(self, connection: BaseDatabaseWrapper) -> list[Reading]:
-        """Return the readings to stamp a new entry with, after the intents that stand in the way were looked after."""
-        ledger = self.assembly.ledger
-        if self.readings is None:
-            self.readings = ledger.read(self.plan.dependencies)
-        if any(reading.intents for reading in self.readings) and fences.settle(ledger, connection, self.readings):
-            self.readings = ledger.read(self.plan.dependencies)
-        return self.readings
-
-    def _servable(self, data: bytes) -> _Found | None:
-        """Return the entry in *data* if it may be served. Raises FrameError if it is none."""
-        entry = decode_entry(data, key=self.plan.entry_key, mac_keys=self.assembly.mac_keys)
-        header = entry.header
-        if header.expires_at_ns is not None and header.expires_at_ns <= time.time_ns():
-            self.miss, self.dropped_by = "expired", None
-            return None
-        assert self.readings is not None
-        found = _Found(entry, EntryWitness(self.assembly.ledger, self.plan, header, View(entry.rows)))
-        if header.dependencies != self.plan.dependencies or not is_fresh(
-            header.stamps, self.readings, self.plan.dependencies, found.witness
-        ):
-            self.dropped_by = found.witness.dropped_by(self.readings, is_detailed=is_recording())
-            self.miss = self.dropped_by.reason
-            return None
-        found.witness.remember(self.readings)
-        return found
-
-    def _why_nothing_was_there(self) -> str:
-        reason = self.assembly.known_entries.take(self.plan.entry_key)
-        if reason == "evicted":
-            try:
-                for tier in self.assembly.store.stores:
-                    tier.exists(self.plan.entry_key)
-            except StoreError:
-                return "unanswered"
-        return reason
-
-    def _drop(self, index: int) -> None:
-        """Delete an entry that is no frame of ours, so that it is not read again and again."""
-        self.miss, self.dropped_by = "corrupt", None
-        self.assembly.metrics.count("corrupt")
-        tier = self.assembly.store.stores[index]
-        logger.warning("The tier %r held a corrupt entry under %r; it is dropped.", tier.name, self.plan.entry_key)
-        try:
-            tier.delete(self.plan.entry_key)
-        except StoreError:
-            self.assembly.metrics.count("store_errors")
-
-    def _restamp(self, found: _Found, readings: Sequence[Reading]) -> None:
-        """Store an entry again that is fresh under *readings*, before the log forgets what proves it."""
-        leave_loop()  # it goes to every tier
-        self.assembly.metrics.count("restamps")
-        header = found.entry.header
-        data = restamp_entry(
-            found.entry, take_stamps(readings), key=self.plan.entry_key, mac_keys=self.assembly.mac_keys
-        )
-        try:
-            self.assembly.store.put(self.plan.entry_key, data, timeout_s=_remaining_s(header))
-        except StoreError:
-            self.assembly.metrics.count("store_errors")
-
-    def _promote(self, data: bytes, header: EntryHeader, index: int) -> None:
-        self.assembly.metrics.count("promotions")
-        self.assembly.store.put_near(self.plan.entry_key, data, timeout_s=_remaining_s(header), below=index)
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """An entry that may be fresh."""
-
-    entry: Entry
-    witness: EntryWitness
-
-
-def _remaining_s(header: EntryHeader) -> float | None:
-    return None if header.expires_at_ns is None else (header.expires_at_ns - time.time_ns()) / 1e9
 
 
 def _fetch(state: ConnectionState, plan: Plan, fetch: Callable[[], Rows]) -> tuple[Rows, bool]:
@@ -380,9 +356,17 @@ def _store(
     rows: Rows,
     fetched_at_ns: int,
     timeout_s: float | None,
-) -> None:
+    turn: Turn,
+    kept_s: float = 0.0,
+) -> bool:
+    """
+    Store what was fetched, and end the lease of *turn* with it. Return whether a tier has it.
+
+    Args:
+        kept_s: How much longer than *timeout_s* the tiers keep it.
+    """
     if timeout_s is not None and timeout_s <= 0:
-        return
+        return False
     header = EntryHeader(
         fetched_at_ns=fetched_at_ns,
         expires_at_ns=None if timeout_s is None else fetched_at_ns + int(timeout_s * 1e9),
@@ -391,7 +375,12 @@ def _store(
     )
     try:
         data = encode_entry(header, rows, key=plan.entry_key, mac_keys=assembly.mac_keys)
-        assembly.store.put(plan.entry_key, data, timeout_s=timeout_s)
+        keep_s = None if timeout_s is None else timeout_s + kept_s
+        if turn.token is None:
+            assembly.store.put(plan.entry_key, data, timeout_s=keep_s)
+        else:
+            assembly.store.put_and_release(plan.entry_key, data, turn.token, timeout_s=keep_s)
+            turn.token = None
     except UncachableValueError as error:
         assembly.metrics.count("bypasses.value")
         logger.warning("A result of %r is not cached: %s", plan.cache_key, error)
@@ -401,3 +390,5 @@ def _store(
     else:
         assembly.metrics.count("stores")
         assembly.known_entries.note(plan.entry_key, header.expires_at_ns)
+        return True
+    return False

@@ -23,6 +23,7 @@ from live_cache.redis_sending import (
     LoopClient,
     Script,
     apipeline,
+    directly,
     pipeline,
     pools,
     raise_first,
@@ -85,14 +86,16 @@ class RedisConnection:
         self.shown = without_password(url)
         """The URL without its secrets, for messages."""
         self._place = parse_redis_url(url)
-        self._driver_errors: tuple[type[BaseException], ...] = (
+        self.driver_errors: tuple[type[BaseException], ...] = (
             redis.exceptions.RedisError,
             redis.exceptions.RedisClusterException,
             OSError,
         )
+        """What the driver raises when the server does not answer, or says no."""
+        self._lost_error = redis.exceptions.ConnectionError
         self._no_script_error = redis.exceptions.NoScriptError
         # The server is there and has said no. Loading and lost connections are not among them.
-        self._answers: tuple[type[BaseException], ...] = (redis.exceptions.ResponseError,)
+        self._answer_error: type[Exception] = redis.exceptions.ResponseError
         quick_s = timeout_s if read_timeout_s is None else min(read_timeout_s, timeout_s)
         self._connect_timeout_s, self._timeout_s, self._quick_timeout_s = connect_timeout_s, timeout_s, quick_s
         self._factory = ConnectionFactory({"SOCKET_CONNECT_TIMEOUT": connect_timeout_s, "SOCKET_TIMEOUT": timeout_s})
@@ -153,7 +156,10 @@ class RedisConnection:
         if len(commands) == 1 and not isinstance(commands[0][0], Script):
             command: Any = client.execute_command  # redis-py does not annotate it
             return [command(*commands[0])]  # A pipeline of one costs 30 us more.
-        answers = pipeline(client, commands, is_full=False)
+        try:
+            answers = directly(client, commands, self._answer_error)
+        except self._lost_error:
+            answers = pipeline(client, commands, is_full=False)  # which tries again, over other connections
         forgotten = self._forgotten(answers)
         if forgotten:
             again = pipeline(client, [commands[i] for i in forgotten], is_full=True)
@@ -255,8 +261,8 @@ class RedisConnection:
             raise error_class(f"Redis at {self.shown} did not answer lately. It is tried again after a pause.")
         try:
             yield
-        except self._driver_errors as error:
-            if isinstance(error, self._answers):
+        except self.driver_errors as error:
+            if isinstance(error, self._answer_error):
                 breaker.succeed(turn)
             else:
                 breaker.fail(turn)
@@ -269,7 +275,7 @@ class RedisConnection:
 
     def _hear(self, answers: Future[list[Any]]) -> None:
         error = answers.exception()
-        if error is None or isinstance(error, self._answers):
+        if error is None or isinstance(error, self._answer_error):
             self.quick_breaker.revive()
 
     def close(self) -> None:

@@ -8,7 +8,18 @@ import hashlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, TypeAlias
 
-__all__ = ["Command", "LoopClient", "Script", "apipeline", "pipeline", "pools", "raise_first", "replace", "words"]
+__all__ = [
+    "Command",
+    "LoopClient",
+    "Script",
+    "apipeline",
+    "directly",
+    "pipeline",
+    "pools",
+    "raise_first",
+    "replace",
+    "words",
+]
 
 
 class Script:
@@ -70,6 +81,33 @@ def pipeline(client: Any, commands: Sequence[Command], *, is_full: bool) -> list
         _enter(sent, commands, is_full=is_full)
         answers: list[Any] = sent.execute(raise_on_error=False)
         return answers
+
+
+def directly(client: Any, commands: Sequence[Command], answer_error: type[Exception]) -> list[Any]:
+    """
+    Do as pipeline() does, round redis-py's pipeline, which takes as long as the server does.
+
+    Nothing is tried again. Not for a cluster.
+
+    Args:
+        answer_error: What redis-py raises for an error that the server has answered.
+    """
+    pool = client.connection_pool
+    connection = pool.get_connection()
+    answers: list[Any] = []
+    try:
+        connection.send_packed_command(connection.pack_commands([words(one, is_full=False) for one in commands]))
+        for _ in commands:
+            try:
+                answers.append(connection.read_response())
+            except answer_error as error:
+                answers.append(error)
+    except BaseException:
+        connection.disconnect()  # what is answered later belongs to nobody
+        raise
+    finally:
+        pool.release(connection)
+    return answers
 
 
 async def apipeline(client: Any, commands: Sequence[Command], *, is_full: bool) -> list[Any]:

@@ -50,15 +50,18 @@ class AsyncTwins:
 
     async def acount(self) -> int:
         """See count()."""
-        return await self._run_twin("count")  # type: ignore[no-any-return]  # whatever the sync method returns
+        count: int = await self._run_twin("count")
+        return count
 
     async def aexists(self) -> bool:
         """See exists()."""
-        return await self._run_twin("exists")  # type: ignore[no-any-return]
+        is_there: bool = await self._run_twin("exists")
+        return is_there
 
     async def acontains(self, obj: Any) -> bool:
         """See contains()."""
-        return await self._run_twin("contains", obj)  # type: ignore[no-any-return]
+        is_there: bool = await self._run_twin("contains", obj)
+        return is_there
 
     async def aget(self, *args: Any, **kwargs: Any) -> Any:
         """See get()."""
@@ -82,11 +85,13 @@ class AsyncTwins:
 
     async def ain_bulk(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         """See in_bulk(). On SQLite a hit takes a thread, whose connection is asked for its limits."""
-        return await self._run_twin("in_bulk", *args, **kwargs)  # type: ignore[no-any-return]
+        rows: dict[Any, Any] = await self._run_twin("in_bulk", *args, **kwargs)
+        return rows
 
     async def aaggregate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """See aggregate()."""
-        return await self._run_twin("aggregate", *args, **kwargs)  # type: ignore[no-any-return]
+        values: dict[str, Any] = await self._run_twin("aggregate", *args, **kwargs)
+        return values
 
     async def _run_twin(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call the sync method *name*, on the loop if memory can answer, else in a thread."""

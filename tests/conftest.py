@@ -7,16 +7,21 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from live_cache.conf import DEFAULTS
 from live_cache.testing.capabilities import MEASURED, table
 from tests import server_programs, servers, settings
 from tests.cache_kinds import CACHE_KINDS, caches_of
 from tests.gate import FileGate, Gate
 from tests.leftovers import is_alive, remove_leftovers
 from tests.processes import Processes
+
+if TYPE_CHECKING:
+    from live_cache.ledger.host import HostLedger
+    from live_cache.ledger.redis import RedisLedger
 
 __all__: list[str] = []
 
@@ -269,10 +274,47 @@ def private_redis() -> Iterator[PrivateRedis]:
 
 
 @pytest.fixture
+def host_ledger(tmp_path: Any) -> Iterator[HostLedger]:
+    """Give the test a ledger in files of its own."""
+    from live_cache.ledger.host import HostLedger
+
+    made = HostLedger(tmp_path / "ledger", lease_s=1000)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def redis_ledger(redis_url: str) -> Iterator[RedisLedger]:
+    """Give the test a ledger in the Redis of all tests."""
+    yield from _redis_ledger(redis_url, timeout_s=5)
+
+
+@pytest.fixture
+def private_redis_ledger(private_redis: PrivateRedis) -> Iterator[RedisLedger]:
+    """Give the test a ledger in a Redis of its own, which it may stop and kill; it is tried again at once."""
+    yield from _redis_ledger(private_redis.url, timeout_s=2, retry_pause_s=0)
+
+
+def _redis_ledger(url: str, **options: Any) -> Iterator[RedisLedger]:
+    from live_cache.ledger.redis import RedisLedger
+    from live_cache.redis_connection import RedisConnection
+
+    connection = RedisConnection(url, **options)
+    yield RedisLedger(connection, lease_s=1000)
+    connection.close()
+
+
+@pytest.fixture
 def cache(settings: Any, tmp_path: Any) -> str:
     """Give the test an empty live cache of its own: memory with a ledger of the process."""
     settings.CACHES = caches_of("process", tmp_path, None)
     return "process"
+
+
+@pytest.fixture
+def default_fill_lease(settings: Any) -> None:
+    """Let readers wait for a filler as long as they do on a site; tests/settings.py lets them wait for a moment."""
+    settings.LIVE_CACHE_FILL_LEASE_S = DEFAULTS["LIVE_CACHE_FILL_LEASE_S"]
 
 
 @pytest.fixture(params=CACHE_KINDS)

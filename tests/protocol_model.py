@@ -16,12 +16,13 @@ Each rule of the protocol can be dropped; test_protocol_model.py shows that the 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-__all__ = ["RULES", "Model", "Verdict"]
+from tests.state_search import Search, with_reader
+
+__all__ = ["HOLD", "RULES", "Model"]
 
 HOLD: Final = -1
 """The intent that a new clock is born with."""
@@ -98,17 +99,10 @@ class State:
     losses_left: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a search found: a violation with the steps that lead to it, or nothing in *state_count* states."""
-
-    violation: str
-    trace: tuple[str, ...]
-    state_count: int
-
-
-class Model:
+class Model(Search[State]):
     """The protocol, with the rules in *dropped* left out."""
+
+    rules = RULES
 
     def __init__(
         self,
@@ -122,10 +116,7 @@ class Model:
         properties: str = "AC",
         dropped: frozenset[str] = frozenset(),
     ) -> None:
-        unknown = dropped - RULES.keys()
-        if unknown:
-            raise ValueError(f"There is no rule {sorted(unknown)}; rules are {sorted(RULES)}.")
-        self.dropped = dropped
+        super().__init__(dropped)
         self.properties = properties
         first = Reader(reads, snapshot=0) if snapshot_reader else Reader(reads)
         self.start = State(
@@ -135,31 +126,6 @@ class Model:
             losses_left=losses,
             clock=Clock(seq=3, slot=3),  # a clock with a past: a new epoch begins below it
         )
-
-    def search(self, *, max_states: int = 2_000_000) -> Verdict:
-        """
-        Visit every reachable state.
-
-        Raises:
-            OverflowError: There are more than *max_states*.
-        """
-        before: dict[State, tuple[State, str] | None] = {self.start: None}
-        queue = deque([self.start])
-        while queue:
-            state = queue.popleft()
-            for label, following, violation in self.steps(state):
-                violation = violation or self.violation_of(following)
-                if violation:
-                    return Verdict(violation, (*_trace(before, state), label), len(before))
-                if following not in before:
-                    before[following] = (state, label)
-                    queue.append(following)
-            if len(before) > max_states:
-                raise OverflowError(f"More than {max_states} states.")
-        return Verdict("", (), len(before))
-
-    def keeps(self, rule: str) -> bool:
-        return rule not in self.dropped
 
     def violation_of(self, state: State) -> str:
         """Property C."""
@@ -177,17 +143,6 @@ class Model:
             and (clock.slot <= entry.seq or not self.keeps("slot check"))
             and (not clock.intents or not self.keeps("intent blocks hits"))
         )
-
-    def steps(self, state: State) -> Iterator[tuple[str, State, str]]:
-        """Yield label, following state and violation of every step that can be taken."""
-        for index in range(len(state.writers)):
-            for label, following in self.writer_steps(state, index):
-                yield f"writer {index}: {label}", following, ""
-        for label, following in self.ledger_steps(state):
-            yield f"ledger: {label}", following, ""
-        for index in range(len(state.readers)):
-            for label, following, violation in self.reader_steps(state, index):
-                yield f"reader {index}: {label}", following, violation
 
     # -- writers ------------------------------------------------------------------------------------------------------
 
@@ -269,9 +224,9 @@ class Model:
     def reader_steps(self, state: State, index: int) -> Iterator[tuple[str, State, str]]:
         reader = state.readers[index]
         if reader.step == "idle" and reader.reads_left:
-            yield "begins", _with_reader(state, index, step="begun", floor=state.floor), ""
+            yield "begins", with_reader(state, index, step="begun", floor=state.floor), ""
         if reader.step == "begun":
-            yield "gets the entry", _with_reader(state, index, step="entry", entry=state.entry), ""
+            yield "gets the entry", with_reader(state, index, step="entry", entry=state.entry), ""
         if reader.step == "entry":
             entry = reader.entry
             if entry is not None and self.is_fresh(entry, state.clock) and reader.snapshot is None:
@@ -280,10 +235,10 @@ class Model:
                     violation = f"A: version {entry.version} was served, {reader.floor} had been committed before"
                 yield "is served from the cache", _read_done(state, index), violation
             else:
-                yield "reads the ledger", _with_reader(state, index, step="reading", clock=state.clock), ""
+                yield "reads the ledger", with_reader(state, index, step="reading", clock=state.clock), ""
         if reader.step == "reading":
             version = state.committed if reader.snapshot is None else reader.snapshot
-            yield "SELECT", _with_reader(state, index, step="selected", version=version), ""
+            yield "SELECT", with_reader(state, index, step="selected", version=version), ""
         if reader.step == "selected":
             stored = _read_done(state, index)
             if reader.snapshot is None or not self.keeps("no snapshot fills"):
@@ -327,21 +282,7 @@ def _with_writer(
     return replace(state, writers=writers, locked_by=lock, crashes_left=crashes)
 
 
-def _with_reader(state: State, index: int, **changes: object) -> State:
-    reader = replace(state.readers[index], **changes)  # type: ignore[arg-type]  # names of Reader's own fields
-    return replace(state, readers=(*state.readers[:index], reader, *state.readers[index + 1 :]))
-
-
 def _read_done(state: State, index: int) -> State:
     reader = state.readers[index]
     fresh = Reader(reader.reads_left - 1, snapshot=reader.snapshot)
     return replace(state, readers=(*state.readers[:index], fresh, *state.readers[index + 1 :]))
-
-
-def _trace(before: dict[State, tuple[State, str] | None], state: State) -> tuple[str, ...]:
-    labels: list[str] = []
-    link = before[state]
-    while link is not None:
-        labels.append(link[1])
-        link = before[link[0]]
-    return tuple(reversed(labels))

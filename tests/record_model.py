@@ -14,12 +14,12 @@ The properties are those of protocol_model.py:
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from tests.protocol_model import HOLD, Verdict
+from tests.protocol_model import HOLD
+from tests.state_search import Search, with_reader
 
 __all__ = ["RECORD_RULES", "Plan", "RecordModel"]
 
@@ -121,7 +121,7 @@ class State:
     losses_left: int = 0
 
 
-class RecordModel:
+class RecordModel(Search[State]):
     """
     The protocol with records, with the rules in *dropped* left out.
 
@@ -132,6 +132,8 @@ class RecordModel:
         log_length: Records that the log keeps.
         seq: Of the clock in the beginning; a new epoch begins at 0.
     """
+
+    rules = RECORD_RULES
 
     def __init__(
         self,
@@ -146,10 +148,8 @@ class RecordModel:
         seq: int = 0,
         dropped: frozenset[str] = frozenset(),
     ) -> None:
-        unknown = dropped - RECORD_RULES.keys()
-        if unknown:
-            raise ValueError(f"There is no rule {sorted(unknown)}; rules are {sorted(RECORD_RULES)}.")
-        self.plans, self.query, self.log_length, self.dropped = plans, query, log_length, dropped
+        super().__init__(dropped)
+        self.plans, self.query, self.log_length = plans, query, log_length
         self.start = State(
             writers=(Writer(),) * len(plans),
             readers=tuple(map(Reader, reads)),
@@ -158,38 +158,6 @@ class RecordModel:
             crashes_left=crashes,
             losses_left=losses,
         )
-
-    def search(self, *, max_states: int = 1_000_000) -> Verdict:
-        """
-        Visit every reachable state.
-
-        Raises:
-            OverflowError: There are more than *max_states*.
-        """
-        before: dict[State, tuple[State, str] | None] = {self.start: None}
-        queue = deque([self.start])
-        while queue:
-            state = queue.popleft()
-            for label, following, violation in self.steps(state):
-                is_new = following not in before
-                if is_new and not violation:
-                    violation = self.violation_of(following)
-                if violation:
-                    labels = [label]
-                    link = before[state]
-                    while link is not None:
-                        labels.append(link[1])
-                        link = before[link[0]]
-                    return Verdict(violation, tuple(reversed(labels)), len(before))
-                if is_new:
-                    before[following] = (state, label)
-                    queue.append(following)
-            if len(before) > max_states:
-                raise OverflowError(f"More than {max_states} states.")
-        return Verdict("", (), len(before))
-
-    def keeps(self, rule: str) -> bool:
-        return rule not in self.dropped
 
     def result_of(self, database: Database) -> Rows:
         """Return what the query shows: rows with their numbers."""
@@ -270,17 +238,6 @@ class RecordModel:
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
-    def steps(self, state: State) -> Iterator[tuple[str, State, str]]:
-        """Yield label, following state and violation of every step that can be taken."""
-        for index in range(len(state.writers)):
-            for label, following in self.writer_steps(state, index):
-                yield f"writer {index}: {label}", following, ""
-        for label, following in self.ledger_steps(state):
-            yield f"ledger: {label}", following, ""
-        for index in range(len(state.readers)):
-            for label, following, violation in self.reader_steps(state, index):
-                yield f"reader {index}: {label}", following, violation
-
     def writer_steps(self, state: State, index: int) -> Iterator[tuple[str, State]]:
         writer, plan = state.writers[index], self.plans[index]
         if writer.step == "idle" and not self.keeps("images under the lock"):
@@ -345,18 +302,18 @@ class RecordModel:
     def reader_steps(self, state: State, index: int) -> Iterator[tuple[str, State, str]]:
         reader = state.readers[index]
         if reader.step == "idle" and reader.reads_left:
-            yield "begins", _with_reader(state, index, step="begun", floor=state.floor), ""
+            yield "begins", with_reader(state, index, step="begun", floor=state.floor), ""
         if reader.step == "begun":
-            yield "gets the entry", _with_reader(state, index, step="entry", entry=state.entry), ""
+            yield "gets the entry", with_reader(state, index, step="entry", entry=state.entry), ""
         if reader.step == "entry":
-            yield "reads the ledger", _with_reader(state, index, step="reading", clock=state.clock), ""
+            yield "reads the ledger", with_reader(state, index, step="reading", clock=state.clock), ""
         if reader.step == "reading":
             entry, clock = reader.entry, reader.clock
             assert clock is not None
             verified = None if entry is None else self.verified_to(entry, clock, state.clock, reader.memo)
             if entry is None or verified is None:
                 rows = self.result_of(state.history[-1])
-                yield "SELECT", _with_reader(state, index, step="selected", rows=rows, entry=None), ""
+                yield "SELECT", with_reader(state, index, step="selected", rows=rows, entry=None), ""
                 return
             violation = ""
             if entry.rows not in map(self.result_of, state.history[reader.floor :]):
@@ -381,11 +338,6 @@ def _without_intent(clock: Clock, index: int) -> Clock:
 def _with_writer(state: State, index: int, **changes: object) -> State:
     writer = replace(state.writers[index], **changes)  # type: ignore[arg-type]  # names of Writer's own fields
     return replace(state, writers=(*state.writers[:index], writer, *state.writers[index + 1 :]))
-
-
-def _with_reader(state: State, index: int, **changes: object) -> State:
-    reader = replace(state.readers[index], **changes)  # type: ignore[arg-type]  # names of Reader's own fields
-    return replace(state, readers=(*state.readers[:index], reader, *state.readers[index + 1 :]))
 
 
 def _read_done(state: State, index: int, memo: Memo | None) -> State:

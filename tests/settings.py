@@ -76,6 +76,9 @@ MIGRATION_MODULES: dict[str, str | None] = dict.fromkeys(("contenttypes", "auth"
 
 TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
 
+# Many tests hold a reader at a gate, and nobody has to wait for it longer. See the fixture default_fill_lease.
+LIVE_CACHE_FILL_LEASE_S = 0.05
+
 # The ledger of the process: the files of the host's ledger are tested where a test asks for them.
 CACHES: dict[str, dict[str, Any]] = {
     "default": {"BACKEND": "live_cache.backend.LiveCache", "LOCATION": ["memory://?ledger=process"]},

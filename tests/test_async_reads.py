@@ -15,7 +15,8 @@ from django.db.models import Max
 
 from live_cache import LiveQuerySet, live, recording
 from tests.cache_kinds import caches_of
-from tests.test_queryset import books, queries_of, state_of_row
+from tests.compared import comparable
+from tests.test_queryset import books, queries_of
 from tests.testapp.models import Author, Book, LoadedBook
 
 __all__ = ["books"]
@@ -45,15 +46,6 @@ async def everything(queryset: Any) -> list[Any]:
 async def prefetched(queryset: Any) -> list[Any]:
     rows = [row async for row in queryset]
     return [(row, [tag.name for tag in row.tags.all()], [b.pk for b in row.author.books.all()]) for row in rows]
-
-
-def comparable(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value), [comparable(item) for item in value]
-    if isinstance(value, models.Model):
-        kind, attributes, _, alias, adding = state_of_row(value)
-        return kind, {k: v for k, v in attributes.items() if k != "_prefetched_objects_cache"}, alias, adding
-    return state_of_row(value)
 
 
 def run_async(function: Callable[[], Awaitable[Any]]) -> Any:

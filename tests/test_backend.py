@@ -306,6 +306,24 @@ def test_clear_drops_everything_of_ours(cache: LiveCache) -> None:
     assert after.slots[0] > before.seq
 
 
+def test_clear_says_that_the_ledger_did_not_answer(cache: LiveCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process reaches is dropped; the tick for the memory of others is kept until the ledger is back."""
+    ledger = cache.assembly.ledger
+    (before,) = ledger.read([Dependency("default@x/t")])
+    cache.set("key", 1)
+
+    def refuse(*args: object) -> None:
+        raise LedgerUnavailableError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "_tick", refuse)
+        with pytest.raises(LedgerUnavailableError, match="did not answer"):
+            cache.clear()
+    assert cache.get("key") is None
+    (after,) = ledger.read([Dependency("default@x/t")])
+    assert after.slots[0] > before.seq
+
+
 def test_clear_leaves_what_is_not_ours(make_cache: Callable[..., LiveCache], redis_url: str) -> None:
     """A Redis database is often shared."""
     import redis

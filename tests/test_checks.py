@@ -14,7 +14,7 @@ from django.db import connections, models
 from django.test import override_settings
 from django.test.utils import isolate_apps
 
-from live_cache import checks
+from live_cache import checks, setting_checks
 from live_cache.assembly import close_all
 from live_cache.location import parse_location
 from live_cache.probes import file_system_of
@@ -92,10 +92,21 @@ def test_a_missing_extra_is_reported(monkeypatch: Any, location: str, modules: s
     ("name", "value", "expected"),
     [
         ("LIVE_CACHE_ENABLED", "no", "live_cache.E010"),
+        ("LIVE_CACHE_FILL_LEASE_S", -1, "live_cache.E016"),
+        ("LIVE_CACHE_FILL_LEASE_S", None, "live_cache.E016"),
+        ("LIVE_CACHE_FILL_LEASE_S", float("inf"), "live_cache.E016"),
+        ("LIVE_CACHE_VERIFY", "shop.queries.front_page", "live_cache.E021"),
+        ("LIVE_CACHE_VERIFY", [1], "live_cache.E021"),
+        ("LIVE_CACHE_VERIFY_RATE", 1.5, "live_cache.E017"),
+        ("LIVE_CACHE_VERIFY_RATE", "0.1", "live_cache.E017"),
         ("LIVE_CACHE_LEASE_S", 0, "live_cache.E011"),
         ("LIVE_CACHE_LEASE_S", "10", "live_cache.E011"),
         ("LIVE_CACHE_LEASE_S", float("nan"), "live_cache.E011"),
         ("LIVE_CACHE_LEASE_S", True, "live_cache.E011"),
+        ("LIVE_CACHE_MAX_LAG_MS", 0, "live_cache.E020"),
+        ("LIVE_CACHE_MAX_LAG_MS", "100", "live_cache.E020"),
+        ("LIVE_CACHE_MAX_LAG_MS", float("inf"), "live_cache.E020"),
+        ("LIVE_CACHE_MAX_LAG_MS", True, "live_cache.E020"),
         ("LIVE_CACHE_ON_LEDGER_LOSS", "ignore", "live_cache.E012"),
         ("LIVE_CACHE_ON_LEDGER_LOSS", ["serve"], "live_cache.E012"),
         ("LIVE_CACHE_TENANT", "acme", "live_cache.E013"),
@@ -121,6 +132,7 @@ def test_right_settings_pass() -> None:
     """Also those that are no constants."""
     with override_settings(
         LIVE_CACHE_ENABLED=False,
+        LIVE_CACHE_FILL_LEASE_S=0,
         LIVE_CACHE_LEASE_S=2,
         LIVE_CACHE_ON_LEDGER_LOSS="refuse",
         LIVE_CACHE_TENANT=lambda alias: alias,
@@ -243,7 +255,7 @@ def test_checks_are_registered_and_pass_here() -> None:
 
 def test_every_id_is_used_once() -> None:
     """An id that two checks share cannot be silenced by itself."""
-    source = Path(checks.__file__).read_text()
+    source = "".join(Path(module.__file__).read_text() for module in (checks, setting_checks))
     found = re.findall(r"live_cache\.[EWI]\d{3}(?=\",)", source) + re.findall(r'"(E\d{3})", parse', source)
     assert len(found) == len(set(found))
     assert len(found) >= 25

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from live_cache import checks, exceptions
+from live_cache import checks, exceptions, setting_checks
+from live_cache.cache_options import KNOWN_OPTIONS, Options
 from live_cache.conf import DEFAULTS
-from live_cache.location import KNOWN_OPTIONS, SCHEMES, Options
+from live_cache.location import SCHEMES
 from live_cache.management.commands.live_cache import Command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +52,7 @@ def test_each_scheme_is_described() -> None:
 
 def test_each_check_has_its_heading() -> None:
     """Ids are found in the code, so a new one cannot be forgotten."""
-    source = Path(checks.__file__).read_text()
+    source = "".join(Path(module.__file__).read_text() for module in (checks, setting_checks))
     ids = set(re.findall(r'"live_cache\.([EWI]\d{3})"', source)) | set(re.findall(r'"(E\d{3})", parse', source))
     assert len(ids) > 10
     assert sorted(f"live_cache.{check_id}" for check_id in ids) == sorted(headings("checks.md", 3))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.cache import caches
 from django.db import connection, transaction
 
 from live_cache import invalidate, live, recording
@@ -233,6 +234,23 @@ def test_a_write_that_is_being_committed_holds_the_entry(books: list[Book]) -> N
     assert found.reason == "held"
     assert is_as_expected(found.dropped_by, expected)
     assert is_consistent()
+
+
+def test_clear_names_itself_where_an_entry_is_left(books: list[Book]) -> None:
+    """clear() drops what it reaches; in the memory of another process the entry is stale, and the log says why."""
+    wait_for_hits(lambda: list(cheap()))
+    key, tiers = entry_key(cheap()), get_assembly().tiers
+    kept = [tier.get(key) for tier in tiers]
+    caches["default"].clear()
+    assert [state for state, _ in states(cheap())] == ["absent"] * len(tiers)
+    for tier, data in zip(tiers, kept, strict=True):
+        assert isinstance(data, bytes)
+        tier.put(key, data)
+    expected = DroppedBy("table", TABLE, note="clear()")
+    for state, dropped_by in states(cheap()):
+        assert state == "stale"
+        assert is_as_expected(dropped_by, expected)
+    assert is_as_expected(read().dropped_by, expected)
 
 
 def test_a_key_of_the_caller_names_its_invalidation(books: list[Book]) -> None:

@@ -103,8 +103,13 @@ def test_the_parts_of_a_query_are_told_in_words(shelf: None) -> None:
         return {each.table: str(each).partition(": ")[2] for each in explanation.depends_on}
 
     assert depends_on(books.filter(author__name="Ann", pages__gte=3).values("title")) == {
-        "testapp_author": "name = 'Ann', updates only; id, name",
-        "testapp_book": "pages >= 3; author_id, pages, title",
+        "testapp_author": "name = 'Ann'; id, name",
+        "testapp_book": "author_id among those of testapp_author.id where name = 'Ann' and pages >= 3;"
+        " author_id, pages, title",
+    }
+    assert depends_on(books.values("title", "author__name")) == {
+        "testapp_author": "any row, updates only; id, name",
+        "testapp_book": "any row; author_id, title",
     }
     assert depends_on(books.filter(author__in=Author.objects.filter(name="Ann")).values("pk")) == {
         "testapp_author": "name = 'Ann'; id, name",
@@ -148,7 +153,8 @@ def test_every_reason_is_listed() -> None:
     listed = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
     found = {"row", "bucket", "table"}  # of Scope.cause()
     for name, pattern in (
-        ("reader.py", r'self\.miss(?:, self\.dropped_by)? = "(\w+)"|return "(\w+)"$|"(refreshed)"|metrics, "(\w+)"'),
+        ("reader.py", r'"(ahead)"|"(refreshed)"|metrics, "(\w+)"'),
+        ("search.py", r'miss(?:, self\.dropped_by)? = "(\w+)"|return "(\w+)"$'),
         ("known_entries.py", r'return "(\w+)"'),
         ("shapes/witness.py", r'DroppedBy(?:\.of)?\("(\w+)"|reason="(\w+)"'),
     ):

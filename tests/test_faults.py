@@ -36,9 +36,8 @@ from live_cache.stores.tiered import TieredStore
 from tests import server_programs
 from tests.cache_kinds import caches_of, wait_for_hits
 from tests.deep import deep
+from tests.forks import forking, last_report_of_killed
 from tests.testapp.models import Author, Book
-
-forking = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 
 def titles() -> list[str]:
@@ -307,17 +306,11 @@ def test_what_was_flushed_survives_kill_9(tmp_path: Path) -> None:
                 os.write(writing, b"%08d" % turn)
                 turn += 1
         os.close(writing)
-        reported = os.read(reading, 8)
-        time.sleep(0.03)  # For the kill to fall anywhere within a write.
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        while rest := os.read(reading, 8):
-            reported = rest
-        os.close(reading)
-        for turn in range(int(reported) + 1):
+        reported = last_report_of_killed(child, reading, after_s=0.03)
+        for turn in range(reported + 1):
             keys = [f"{round_number}/{turn}/{part}" for part in range(5)]
             assert store.get_many(keys) == dict.fromkeys(keys, b"%08d" % turn * 100)
-        total += int(reported) + 1
+        total += reported + 1
     assert total > 0
     store.close()
 

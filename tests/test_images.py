@@ -591,6 +591,8 @@ BY_TABLE: dict[str, Callable[[str], object]] = {
 @pytest.mark.parametrize("name", BY_TABLE)
 def test_what_cannot_be_told_by_row_is_told_by_table(shop: str, name: str) -> None:
     """Such a write ticks slot 0, as each one did before, with a note of the reason."""
+    if name == "ignored conflicts" and shop == "postgresql":
+        pytest.skip("PostgreSQL returns the rows that it has added.")
     watch = Watch(shop, Book)
     BY_TABLE[name](shop)
     told = watch.told(Book)
@@ -652,6 +654,8 @@ def trigger(shop: str) -> Iterator[str]:
         _raw(shop, sql)
     yield shop
     _raw(shop, "DROP TRIGGER live_cache_trigger" + (" ON testapp_author" if vendor == "postgresql" else ""))
+    if vendor == "postgresql":
+        _raw(shop, "DROP FUNCTION live_cache_hide()")
 
 
 def test_tables_with_triggers_are_told_by_table(trigger: str) -> None:
@@ -678,6 +682,8 @@ def test_a_new_trigger_is_noticed(shop: str) -> None:
         told = watch.told(Author)
     finally:
         _raw(shop, "DROP TRIGGER live_cache_trigger" + (" ON testapp_author" if vendor == "postgresql" else ""))
+        if vendor == "postgresql":
+            _raw(shop, "DROP FUNCTION live_cache_hide()")
     assert told.rows == []
     assert told.notes
 
@@ -730,20 +736,24 @@ def test_a_foreign_key_that_acts_on_its_own_table(shop: str) -> None:
             _raw(shop, f"DROP TABLE live_cache_{name}")
 
 
-@pytest.mark.parametrize("alias", ["postgresql", "mariadb"], indirect=True)
-def test_two_writers_of_one_row(shop: str, second_connection: Any) -> None:
-    """The second waits for the first, and its before-image is what the first has committed."""
+def steps_of_two_writers(shop: str, other: Any) -> list[tuple[str, str]]:
+    """Let *other* write the row that an open transaction has written, and return the names before and after."""
     watch = Watch(shop, Author)
     key = Author.objects.using(shop).get(name="Ann").pk
-    other = second_connection(shop)
     with transaction.atomic(using=shop):
         Author.objects.using(shop).filter(pk=key).update(name="First")
         waiting = other.start(lambda: Author.objects.using(shop).filter(pk=key).update(name="Second"))
         time.sleep(0.3)
         assert not waiting.done()
     assert waiting.result(10) == 1
-    steps = {((change.before or {})["name"], (change.after or {})["name"]) for change in watch.told(Author).rows}
-    assert steps == {("Ann", "First"), ("First", "Second")}
+    return [((change.before or {})["name"], (change.after or {})["name"]) for change in watch.told(Author).rows]
+
+
+@pytest.mark.parametrize("alias", ["postgresql", "mariadb"], indirect=True)
+def test_two_writers_of_one_row(shop: str, second_connection: Any) -> None:
+    """The second waits for the first, and its before-image is what the first has committed."""
+    steps = steps_of_two_writers(shop, second_connection(shop))
+    assert set(steps) == {("Ann", "First"), ("First", "Second")}
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "mariadb"], indirect=True)
@@ -797,16 +807,7 @@ def test_images_in_an_old_snapshot(shop: str, second_connection: Any) -> None:
 @pytest.mark.parametrize("alias", ["default"], indirect=True)
 def test_sqlite_waits_for_the_lock_before_it_reads(shop: str, second_connection: Any) -> None:
     """A write that finds another writer waits for it, as it would alone, and sees what that one has committed."""
-    watch = Watch(shop, Author)
-    key = Author.objects.using(shop).get(name="Ann").pk
-    other = second_connection(shop)
-    with transaction.atomic(using=shop):
-        Author.objects.using(shop).filter(pk=key).update(name="First")
-        waiting = other.start(lambda: Author.objects.using(shop).filter(pk=key).update(name="Second"))
-        time.sleep(0.3)
-        assert not waiting.done()
-    assert waiting.result(10) == 1
-    steps = [((change.before or {})["name"], (change.after or {})["name"]) for change in watch.told(Author).rows]
+    steps = steps_of_two_writers(shop, second_connection(shop))
     assert steps == [("Ann", "First"), ("First", "Second")]
 
 

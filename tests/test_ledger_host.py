@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,8 @@ class TestHostLedgerUnderTheLock(TestHostLedger):
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[HostLedger]:
-    made = HostLedger(tmp_path / "ledger", lease_s=1000)
-    yield made
-    made.close()
+def ledger(host_ledger: HostLedger) -> HostLedger:
+    return host_ledger
 
 
 def read(ledger: HostLedger) -> Reading:

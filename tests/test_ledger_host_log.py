@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,8 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[HostLedger]:
-    made = HostLedger(tmp_path / "ledger", lease_s=1000)
-    yield made
-    made.close()
+def ledger(host_ledger: HostLedger) -> HostLedger:
+    return host_ledger
 
 
 def read(ledger: HostLedger) -> Reading:

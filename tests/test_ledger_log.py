@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -159,17 +159,13 @@ def test_watched_is_forgotten_after_a_second() -> None:
 
 
 @pytest.fixture
-def ledger(redis_url: str) -> Iterator[RedisLedger]:
-    connection = RedisConnection(redis_url, timeout_s=5)
-    yield RedisLedger(connection, lease_s=1000)
-    connection.close()
+def ledger(redis_ledger: RedisLedger) -> RedisLedger:
+    return redis_ledger
 
 
 @pytest.fixture
-def private(private_redis: Any) -> Iterator[RedisLedger]:
-    connection = RedisConnection(private_redis.url, timeout_s=2, retry_pause_s=0)
-    yield RedisLedger(connection, lease_s=1000)
-    connection.close()
+def private(private_redis_ledger: RedisLedger) -> RedisLedger:
+    return private_redis_ledger
 
 
 @pytest.fixture

@@ -47,17 +47,13 @@ class TestRedisLedger(LedgerSuite):
 
 
 @pytest.fixture
-def ledger(redis_url: str) -> Iterator[RedisLedger]:
-    connection = RedisConnection(redis_url, timeout_s=5)
-    yield RedisLedger(connection, lease_s=1000)
-    connection.close()
+def ledger(redis_ledger: RedisLedger) -> RedisLedger:
+    return redis_ledger
 
 
 @pytest.fixture
-def private(private_redis: Any) -> Iterator[RedisLedger]:
-    connection = RedisConnection(private_redis.url, timeout_s=2, retry_pause_s=0)
-    yield RedisLedger(connection, lease_s=1000)
-    connection.close()
+def private(private_redis_ledger: RedisLedger) -> RedisLedger:
+    return private_redis_ledger
 
 
 def read(ledger: RedisLedger) -> Reading:

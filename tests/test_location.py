@@ -6,16 +6,9 @@ from typing import Any
 
 import pytest
 
+from live_cache.cache_options import KNOWN_OPTIONS, Options, parse_options, parse_timeout
 from live_cache.exceptions import ConfigurationError
-from live_cache.location import (
-    KNOWN_OPTIONS,
-    LedgerChoice,
-    Options,
-    choose_ledger,
-    parse_location,
-    parse_options,
-    parse_timeout,
-)
+from live_cache.location import LedgerChoice, choose_ledger, parse_location
 
 
 @pytest.mark.parametrize(

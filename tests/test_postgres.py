@@ -14,8 +14,9 @@ from django.db.models.functions import Cast
 from django.test.utils import modify_settings
 
 from live_cache import live
+from tests.compared import state_of_row
 from tests.servers import MISSING
-from tests.test_queryset import queries_of, state_of_row
+from tests.test_queryset import queries_of
 
 pytest.importorskip("psycopg")
 

@@ -5,19 +5,27 @@ docs/explanation/precision.md, both ways, on every database.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from django.db import models, transaction
+from django.db import DatabaseError, connections, models, transaction
 from django.db.models import Count, F, Q, Sum
+from django.db.models.functions import TruncYear
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from live_cache import live, recording
+from live_cache.links import LinkReader
+from live_cache.shapes import links
 from tests.cache_kinds import caches_of
-from tests.test_async_reads import comparable
+from tests.compared import comparable
+from tests.conftest import SecondConnection
+from tests.machine.faults import Holds
+from tests.precision import broken
 from tests.testapp.models import Author, Book, Category, Country, Tag
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -88,7 +96,26 @@ NOT_OLD: Query = lambda books: list(  # noqa: E731
 )
 BY_CHOICE: Query = lambda books: list(books.filter(title=Format.FIRST).values_list("pk", "pages"))  # noqa: E731
 CATEGORIES_SHOWN: Query = lambda books: list(books.order_by("category").values_list("category").distinct())  # noqa: E731
+YEARS: Query = lambda books: list(books.dates("published", "year"))  # noqa: E731
 TAGGED: Query = lambda books: list(books.annotate(Count("tags")).order_by("pk").values_list("pk", "tags__count"))  # noqa: E731
+
+BY_ANN: Query = lambda books: list(books.filter(author__name="Ann").order_by("pk").values_list("pk", "title"))  # noqa: E731
+ANN_OR_DEAR: Query = lambda books: list(  # noqa: E731
+    books.filter(Q(author__name__icontains="ann") | Q(price__gte=90)).order_by("pk").values_list("pk", "title")
+)
+NOVEL_OR_DEAR: Query = lambda books: list(  # noqa: E731
+    books.filter(Q(category__slug="novels") | Q(price__gte=90)).order_by("pk").values_list("pk", "title")
+)
+NO_NOVEL: Query = lambda books: list(  # noqa: E731
+    books.filter(~Q(category__slug="novels")).order_by("pk").values_list("pk", "title")
+)
+TOP_OF_ANN: Query = lambda books: list(books.filter(author__name="Ann").order_by("-published").values("published")[:2])  # noqa: E731
+BY_BEA: Query = lambda books: list(books.filter(author__name="Bea").order_by("pk").values_list("title"))  # noqa: E731
+OF_ANN: Query = lambda books: books.filter(author__name="Ann", in_print=True).count()  # noqa: E731
+PAGES_OF_ANN: Query = lambda books: list(  # noqa: E731
+    books.filter(author__name="Ann").order_by("category").values("category").annotate(Sum("pages"))
+)
+RED: Query = lambda books: list(books.filter(tags=red(books.db)).order_by("-published").values("published")[:2])  # noqa: E731
 
 KEPT: dict[str, tuple[Query, Write]] = {
     "a column that is not named": (NOVELS, lambda shop: book(shop, 0).update(pages=F("pages") + 1)),
@@ -118,6 +145,22 @@ KEPT: dict[str, tuple[Query, Write]] = {
     "another column of a sum": (SUMS, lambda shop: book(shop, 2).update(price=Decimal(3))),
     "neither of two": (EITHER, lambda shop: book(shop, 4).update(price=Decimal(41), pages=401)),
     "old, and older": (NOT_OLD, lambda shop: book(shop, 1).update(published=date(2023, 1, 1))),
+    "shown already among years": (YEARS, lambda shop: new_book(shop, published=date(2024, 12, 31))),
+    "a book of another author, inserted": (BY_ANN, lambda shop: add_book_of_ben(shop)),
+    "a book that comes to the window, of another author": (
+        TOP_OF_ANN,
+        lambda shop: book(shop, 1).update(published=date(2025, 1, 1)),
+    ),
+    "a book that leaves an author for one who is not asked for": (
+        BY_BEA,
+        lambda shop: book(shop, 0).update(author=author(shop, "Ben")),
+    ),
+    "a book of another author, deleted": (BY_ANN, lambda shop: book(shop, 1).delete()),
+    "a book of neither": (ANN_OR_DEAR, lambda shop: book(shop, 1).update(title="Other")),
+    "a book of no category": (NOVEL_OR_DEAR, lambda shop: new_book(shop, category=None)),
+    "a book of another category": (NOVEL_OR_DEAR, lambda shop: book(shop, 1).update(title="Other")),
+    "another author's, for a count": (OF_ANN, lambda shop: book(shop, 1).update(in_print=False)),
+    "another author's, for a sum": (PAGES_OF_ANN, lambda shop: book(shop, 1).update(pages=7)),
     "shown already by DISTINCT": (CATEGORIES_SHOWN, lambda shop: new_book(shop, category=novels(shop))),
 }
 """What leaves the result as it is, and is known to do so."""
@@ -146,13 +189,63 @@ DROPPED: dict[str, tuple[Query, Write]] = {
     "the column of a sum": (SUMS, lambda shop: book(shop, 2).update(pages=1)),
     "the second of two": (EITHER, lambda shop: book(shop, 4).update(price=Decimal(80))),
     "old no more": (NOT_OLD, lambda shop: book(shop, 1).update(published=date(2025, 1, 1))),
+    "a new year": (YEARS, lambda shop: new_book(shop, published=date(2025, 1, 1))),
     "new to DISTINCT": (CATEGORIES_SHOWN, lambda shop: new_book(shop, category=None)),
+    "a book that comes to an author": (BY_ANN, lambda shop: book(shop, 1).update(author=author(shop, "Ann"))),
+    "a book that leaves an author": (BY_ANN, lambda shop: book(shop, 0).update(author=author(shop, "Ben"))),
+    "a book of the author, inserted": (BY_ANN, lambda shop: new_book(shop)),
+    "an author who comes to match": (BY_ANN, lambda shop: rename(shop, "Ben", "Ann")),
+    "an author who matches no more": (BY_ANN, lambda shop: rename(shop, "Ann", "Ada")),
+    "an author, deleted with his books": (BY_ANN, lambda shop: author(shop, "Ann").delete()),
+    "an author and a book of his, in one transaction": (BY_ANN, lambda shop: add_author_and_book(shop)),
+    "an author who leaves, and his book that comes": (BY_ANN, lambda shop: leave_and_come(shop)),
+    "a book of the author that comes to the window": (
+        TOP_OF_ANN,
+        lambda shop: book(shop, 0).update(published=date(2025, 1, 1)),
+    ),
+    "a book of one of two": (ANN_OR_DEAR, lambda shop: book(shop, 0).update(title="Other")),
+    "a book that comes to a category": (NOVEL_OR_DEAR, lambda shop: book(shop, 1).update(category=novels(shop))),
+    "a book of no category, where none is asked for": (NO_NOVEL, lambda shop: new_book(shop, category=None)),
+    "one more of the author's, for a count": (OF_ANN, lambda shop: book(shop, 1).update(author=author(shop, "Ann"))),
+    "another of the author's, for a sum": (PAGES_OF_ANN, lambda shop: book(shop, 0).update(pages=7)),
     "a row of a many-to-many field": (
         TAGGED,
         lambda shop: book(shop, 1).get().tags.add(Tag.objects.using(shop).create(name="x")),
     ),
 }
 """What changes the result."""
+
+
+def author(shop: str, name: str) -> Author:
+    return Author.objects.using(shop).get(name=name)
+
+
+def rename(shop: str, name: str, other: str) -> None:
+    Author.objects.using(shop).filter(name=name).update(name=other)
+
+
+def add_book_of_ben(shop: str) -> None:
+    Book.objects.using(shop).create(title="New", author=author(shop, "Ben"))
+
+
+def add_author_and_book(shop: str) -> None:
+    with transaction.atomic(using=shop):
+        Book.objects.using(shop).create(title="New", author=Author.objects.using(shop).create(name="Ann"))
+
+
+def leave_and_come(shop: str) -> None:
+    """Each could be excluded by what the other is now."""
+    with transaction.atomic(using=shop):
+        book(shop, 0).update(author=author(shop, "Ben"))
+        rename(shop, "Ann", "Ada")
+
+
+def red(shop: str) -> Tag:
+    return Tag.objects.using(shop).get_or_create(name="red")[0]
+
+
+def tag(shop: str, number: int) -> None:
+    Book.tags.through._base_manager.using(shop).create(book=book(shop, number).get(), tag=red(shop))
 
 
 def roll_back(shop: str) -> None:
@@ -197,6 +290,34 @@ def test_texts_are_compared_where_the_database_takes_only_the_same_for_equal(sho
     read(shop, query)
     book(shop, 5).update(title="Book V", pages=7)
     assert (comparable(query(Book.objects.using(shop))), shop != "mariadb") == read(shop, query)
+
+
+def test_a_moment_of_a_month_that_is_shown_changes_nothing(shop: str) -> None:
+    """Of a list of months, in UTC; elsewhere a month may begin at another moment than it seems."""
+    months: Query = lambda books: list(books.datetimes("created", "month"))  # noqa: E731
+    with timezone.override("UTC"):
+        read(shop, months)
+        new_book(shop)
+        assert read(shop, months) == (plainly(shop, months), True)
+        new_book(shop, created=timezone.now() - timedelta(days=99))
+        assert read(shop, months) == (plainly(shop, months), False)
+
+
+def test_no_date_is_in_no_year(shop: str) -> None:
+    """A row without a date is judged, too."""
+    years: Query = lambda books: list(books.values_list(TruncYear("published")).distinct())  # noqa: E731
+    read(shop, years)
+    new_book(shop, published=None)
+    assert read(shop, years) == (plainly(shop, years), False)
+
+
+def test_a_referred_row_that_others_are_not_judged_by_changes_nothing(shop: str) -> None:
+    """An author comes without books; only one whose name may match is judged, as MariaDB does not tell."""
+    read(shop, ANN_OR_DEAR)
+    Author.objects.using(shop).create(name="Cid")
+    assert read(shop, ANN_OR_DEAR) == (plainly(shop, ANN_OR_DEAR), shop != "mariadb")
+    Author.objects.using(shop).create(name="Hannah")
+    assert read(shop, ANN_OR_DEAR) == (plainly(shop, ANN_OR_DEAR), False)
 
 
 def test_writes_are_told_by_table_if_told_so(shop: str, settings: Any) -> None:
@@ -252,3 +373,276 @@ def test_an_entry_behind_the_log_is_stale(shop: str, monkeypatch: pytest.MonkeyP
     with recording() as records:
         assert comparable(NOVELS(Book.objects.using(shop))) == comparable(NOVELS(live(Book.objects.using(shop))))
     assert (records[-1].is_hit, records[-1].reason) == (False, "unknown")
+
+
+# -- link sets --------------------------------------------------------------------------------------------------------
+
+
+class Around:
+    """Runs a write when a read comes to a link set, before its SELECT or after it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reads = 0
+        self.before: Callable[[], object] | None = None
+        self.after: Callable[[], object] | None = None
+        values = LinkReader.values
+
+        def around(reader: LinkReader, link: Any) -> Any:
+            self.reads += 1
+            self._run("before")
+            found = values(reader, link)
+            self._run("after")
+            return found
+
+        monkeypatch.setattr(LinkReader, "values", around)
+
+    def _run(self, when: str) -> None:
+        write = getattr(self, when)
+        setattr(self, when, None)
+        if write is not None:
+            write()
+
+
+@pytest.fixture
+def around(monkeypatch: pytest.MonkeyPatch) -> Around:
+    """What happens while a link set is read."""
+    return Around(monkeypatch)
+
+
+def plainly(shop: str, query: Query) -> Any:
+    return comparable(query(Book.objects.using(shop)))
+
+
+def test_a_link_set_is_read_once_for_all_that_ask_the_same(shop: str, around: Around) -> None:
+    """Its SELECT is one of few, shared by every page, count and list with this condition."""
+    for query in (BY_ANN, OF_ANN, PAGES_OF_ANN):
+        read(shop, query)
+    with CaptureQueriesContext(connections[shop]) as sent:
+        for _ in range(3):
+            add_book_of_ben(shop)
+            for query in (BY_ANN, OF_ANN, PAGES_OF_ANN):
+                assert read(shop, query) == (plainly(shop, query), True)
+    assert around.reads >= 3
+    assert len([each for each in sent.captured_queries if "DISTINCT" in each["sql"]]) == 1
+
+
+def test_rows_between_two_tables_are_linked_to(shop: str, around: Around) -> None:
+    """A book comes to the window if it has the tag; what else of it changes is judged by the same set."""
+    for number in (0, 2, 4):
+        tag(shop, number)
+    read(shop, RED)
+    book(shop, 1).update(published=date(2025, 1, 1))
+    assert read(shop, RED) == (plainly(shop, RED), True)
+    book(shop, 0).update(published=date(2025, 1, 2))
+    assert read(shop, RED) == (plainly(shop, RED), False)
+    with transaction.atomic(using=shop):
+        tag(shop, 3)
+        book(shop, 3).update(published=date(2025, 1, 3))
+    assert read(shop, RED) == (plainly(shop, RED), False)
+    with transaction.atomic(using=shop):
+        book(shop, 3).get().tags.clear()
+        book(shop, 3).update(published=date(2025, 1, 4))
+    assert read(shop, RED) == (plainly(shop, RED), False)
+    assert around.reads
+
+
+def test_what_is_added_to_a_many_to_many_field_is_told_by_row(shop: str) -> None:
+    """Another tag drops nothing, nor one that is there already; MariaDB does not tell which rows it has ignored."""
+    blue = Tag.objects.using(shop).create(name="blue")
+    for number in (0, 2, 4):
+        tag(shop, number)
+    first = book(shop, 0).get()
+    read(shop, RED)
+    for tags in ([blue], [red(shop)], [blue, red(shop)]):
+        through = Book.tags.through._base_manager.using(shop)
+        through.bulk_create([through.model(book=first, tag=each) for each in tags], ignore_conflicts=True)
+        assert read(shop, RED) == (plainly(shop, RED), shop != "mariadb")
+        read(shop, RED)
+    with transaction.atomic(using=shop):
+        book(shop, 5).get().tags.add(red(shop), blue)
+    assert read(shop, RED) == (plainly(shop, RED), False)
+    assert through.filter(book=first).count() == 2
+
+
+def test_a_link_set_is_not_read_where_it_cannot_help(shop: str, around: Around) -> None:
+    """What is excluded without it, or is dropped by the row that is linked to, asks for none."""
+    read(shop, BY_ANN)
+    rename(shop, "Ann", "Ada")
+    add_book_of_ben(shop)
+    assert not read(shop, BY_ANN)[1]
+    book(shop, 1).update(pages=3)
+    assert read(shop, BY_ANN)[1]
+    assert around.reads == 0
+
+
+def test_a_partner_that_leaves_before_the_set_is_read(shop: str, around: Around) -> None:
+    """The read shows the new book with the others of its author, or none of them: never the others alone."""
+    before = read(shop, BY_ANN)[0]
+    new_book(shop)
+    with_new = plainly(shop, BY_ANN)
+    around.before = lambda: rename(shop, "Ann", "Ada")
+    found, _ = read(shop, BY_ANN)
+    assert around.reads == 1
+    assert before
+    assert found in (with_new, plainly(shop, BY_ANN))
+    assert read(shop, BY_ANN)[0] == plainly(shop, BY_ANN)
+
+
+def test_a_partner_that_is_inserted_after_the_set_was_read(shop: str, around: Around) -> None:
+    """A book that refers to it, inserted in the same gap, is not excluded for good."""
+    read(shop, BY_ANN)
+    add_book_of_ben(shop)
+    around.after = lambda: add_author_and_book(shop)
+    read(shop, BY_ANN)
+    assert around.reads == 1
+    for _ in range(2):
+        assert read(shop, BY_ANN)[0] == plainly(shop, BY_ANN)
+    assert len(plainly(shop, BY_ANN)[1]) == 6
+
+
+def test_a_partner_that_comes_and_goes_around_the_set(shop: str, around: Around) -> None:
+    """A book that is moved while its author matches is told, though he matches neither before nor after."""
+    read(shop, BY_ANN)
+    add_book_of_ben(shop)
+
+    def come_and_go() -> None:
+        rename(shop, "Ben", "Ann")
+        book(shop, 3).update(title="Mine")
+        rename(shop, "Ann", "Ada")
+
+    around.after = come_and_go
+    read(shop, BY_ANN)
+    assert around.reads == 1
+    assert read(shop, BY_ANN)[0] == plainly(shop, BY_ANN)
+
+
+def test_a_change_in_commit_holds_what_is_linked_to_it(shop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While an author is renamed, between COMMIT and tick, nobody judges a book by whether he matches."""
+    read(shop, BY_ANN)
+    add_book_of_ben(shop)
+    reasons: list[str] = []
+    other = SecondConnection(shop)
+
+    def look() -> None:
+        with recording() as records:
+            assert comparable(BY_ANN(live(Book.objects.using(shop)))) == plainly(shop, BY_ANN)
+        reasons.append(records[-1].reason)
+
+    holds = Holds(monkeypatch)
+    holds.at(threading.get_ident(), "before tick", lambda: other.run(look))
+    try:
+        rename(shop, "Ben", "Ann")
+    finally:
+        other.close()
+    assert reasons == ["held"]
+    assert read(shop, BY_ANN)[0] == plainly(shop, BY_ANN)
+
+
+NO_SLUG: Query = lambda books: list(  # noqa: E731
+    books.filter(Q(category__slug__isnull=True) | Q(price__gte=90)).order_by("pk").values_list("pk")
+)
+
+
+def stop_printing_and_leave(shop: str) -> None:
+    """The books are in print no more, and their author has another name: each explains why the other does not count."""
+    with transaction.atomic(using=shop):
+        Book.objects.using(shop).filter(author=author(shop, "Ann")).update(in_print=False)
+        rename(shop, "Ann", "Ada")
+
+
+def come_after_the_set(shop: str) -> None:
+    add_book_of_ben(shop)
+    read(shop, OF_ANN)
+    rename(shop, "Ben", "Ann")
+    read(shop, OF_ANN)
+    Book.objects.using(shop).create(title="New", author=Author.objects.using(shop).latest("pk"))
+
+
+NEEDED: dict[Callable[[pytest.MonkeyPatch], None], tuple[Query, Write]] = {
+    broken.link_both_ways: (OF_ANN, stop_printing_and_leave),
+    broken.anchor_what_is_linked: (OF_ANN, lambda shop: author(shop, "Ann").delete()),
+    broken.keep_link_sets: (OF_ANN, come_after_the_set),
+    broken.take_outer_links_for_inner: (NO_SLUG, lambda shop: new_book(shop, category=None)),
+}
+"""Rules of link sets, each left out, with what is stale then."""
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+@pytest.mark.parametrize("break_it", NEEDED, ids=lambda function: function.__name__)
+def test_each_rule_of_link_sets_is_needed(
+    shop: str, break_it: Callable[[pytest.MonkeyPatch], None], is_broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it a read is stale, with it none is."""
+    query, write = NEEDED[break_it]
+    if is_broken:
+        break_it(monkeypatch)
+    before = read(shop, query)[0]
+    write(shop)
+    assert before != plainly(shop, query)
+    assert (read(shop, query)[0] != plainly(shop, query)) is is_broken
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_link_sets_are_judged_by_newer_readings(
+    shop: str, around: Around, is_broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the old ones, a read shows some books of an author, and not the one that came before he left."""
+    if is_broken:
+        broken.judge_link_sets_by_old_readings(monkeypatch)
+    read(shop, OF_ANN)
+    new_book(shop)
+    at_the_start = plainly(shop, OF_ANN)
+    around.before = lambda: rename(shop, "Ann", "Ada")
+    found = read(shop, OF_ANN)[0]
+    assert (found not in (at_the_start, plainly(shop, OF_ANN))) is is_broken
+
+
+def test_a_link_set_that_is_too_large_says_nothing(shop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then each row of the table counts."""
+    monkeypatch.setattr(links, "MAX_VALUES", 0)
+    read(shop, BY_ANN)
+    add_book_of_ben(shop)
+    assert read(shop, BY_ANN) == (plainly(shop, BY_ANN), False)
+
+
+def test_a_link_set_that_fails_says_nothing(shop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry is stale, the reader goes to the database, and says what has happened."""
+    read(shop, BY_ANN)
+    add_book_of_ben(shop)
+
+    def fail(*args: Any) -> Any:
+        raise DatabaseError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LinkReader, "_values", fail)
+        assert read(shop, BY_ANN) == (plainly(shop, BY_ANN), False)
+    assert read(shop, BY_ANN) == (plainly(shop, BY_ANN), True)
+
+
+def test_a_link_set_says_nothing_on_a_connection_that_may_see_an_older_state(
+    shop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unfinished cursor pins SQLite to the rows from before: a set of then would exclude what has come since."""
+    if connections[shop].vendor != "sqlite":
+        pytest.skip("Only SQLite's connection has one snapshot for all its cursors.")
+    said = []
+    values = LinkReader.values
+    monkeypatch.setattr(LinkReader, "values", lambda self, link: said.append(values(self, link)) or said[-1])
+    read(shop, BY_ANN)
+    add_book_of_ben(shop)
+    with connections[shop].cursor() as cursor:
+        cursor.execute("SELECT id FROM testapp_book")
+        cursor.fetchone()
+        read(shop, BY_ANN)
+    assert said == [None]
+    assert read(shop, BY_ANN) == (plainly(shop, BY_ANN), True)
+
+
+def test_explain_says_what_a_result_is_linked_to(shop: str) -> None:
+    """In words; and it judges as a reader does."""
+    read(shop, BY_ANN)
+    add_book_of_ben(shop)
+    live_books = live(Book.objects.using(shop).filter(author__name="Ann").order_by("pk").values_list("pk", "title"))
+    text = str(live_books.live_explain())
+    assert "author_id among those of testapp_author.id where name = 'Ann'" in text
+    assert "fresh" in text

@@ -19,6 +19,7 @@ from django.views.generic import ListView
 
 from live_cache import LiveQuerySet, disabled, invalidate, live, recording
 from live_cache.exceptions import ConfigurationError, InvalidKeyError
+from tests.compared import state_of_row
 from tests.testapp.models import AllFields, Author, Book, Category, CheapBook, Country, LoadedBook, MadeBook, Shelf, Tag
 
 SHAPES: dict[str, Any] = {
@@ -86,19 +87,6 @@ def queries_of(alias: str, function: Any) -> tuple[Any, int]:
     with CaptureQueriesContext(connections[alias]) as captured:
         result = function()
     return result, len(captured)
-
-
-def state_of_row(row: Any) -> Any:
-    """A row with its types, to compare: model instances by their attributes."""
-    if isinstance(row, models.Model):
-        attributes = {name: value for name, value in row.__dict__.items() if name != "_state"}
-        related = {name: state_of_row(item) for name, item in row._state.fields_cache.items() if item is not None}
-        return type(row), {k: (type(v), v) for k, v in attributes.items()}, related, row._state.db, row._state.adding
-    if isinstance(row, dict):
-        return {key: (type(value), value) for key, value in row.items()}
-    if isinstance(row, tuple):
-        return type(row).__name__, tuple((type(value), value) for value in row)
-    return type(row), row
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -458,8 +446,8 @@ def test_bad_options_are_refused_with_their_name() -> None:
     queryset = Book.objects.all()
     with pytest.raises(ConfigurationError, match="nope"):
         live(queryset, using_cache="nope")
-    with pytest.raises(ValueError, match="bounded"):
-        live(queryset, mode="bounded")
+    with pytest.raises(ValueError, match="eventual"):
+        live(queryset, mode="eventual")
     with pytest.raises(InvalidKeyError, match="empty"):
         live(queryset, "a//b")
     with pytest.raises(ValueError, match="page_size"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -195,17 +195,20 @@ def test_t9_entry_and_stamp_are_one_value(
 ) -> None:
     """A write that comes as soon as the value is in the first tier finds nothing half stored."""
     farthest = get_assembly().tiers[-1]
-    put = farthest.put_many
     is_first = [True]
 
-    def put_and_write(*args: Any, **kwargs: Any) -> Any:
-        result = put(*args, **kwargs)
-        if is_first:
-            is_first.clear()
-            other.run(write, alias, "new")
-        return result
+    def and_write(put: Callable[..., Any]) -> Callable[..., Any]:
+        def put_and_write(*args: Any, **kwargs: Any) -> Any:
+            result = put(*args, **kwargs)
+            if is_first:
+                is_first.clear()
+                other.run(write, alias, "new")
+            return result
 
-    monkeypatch.setattr(farthest, "put_many", put_and_write)
+        return put_and_write
+
+    for name in ("put_many", "put_and_release"):
+        monkeypatch.setattr(farthest, name, and_write(getattr(farthest, name)))
     titles(alias)
     assert not is_first
     assert_true(alias)
@@ -297,6 +300,16 @@ def test_t15_equal_in_sql_and_different_in_python(alias: str, book: Book, cache:
         assert look() == expected
 
 
+def check_each(steps: Iterable[Callable[[], object]], look: Callable[[], Any]) -> None:
+    """After each of *steps*, live reads see what the database says."""
+    for step in steps:
+        look()
+        step()
+        with disabled():
+            expected = look()
+        assert look() == expected
+
+
 def test_t16_null_extended_joins(alias: str, book: Book, cache: str) -> None:
     """Results that show what is missing are dropped when it comes, and when it goes."""
 
@@ -319,12 +332,7 @@ def test_t16_null_extended_joins(alias: str, book: Book, cache: str) -> None:
         lambda: Shelf.objects.using(alias).create(label="A", book=book),
         lambda: Shelf.objects.using(alias).all().delete(),
     ]
-    for step in steps:
-        look()
-        step()
-        with disabled():
-            expected = look()
-        assert look() == expected
+    check_each(steps, look)
 
 
 def test_t17_tables_that_only_a_part_of_the_query_names(alias: str, book: Book, cache: str) -> None:
@@ -356,12 +364,7 @@ def test_t17_tables_that_only_a_part_of_the_query_names(alias: str, book: Book, 
         lambda: Country.objects.using(alias).update(name="Bretagne"),
         lambda: Tag.objects.using(alias).create(name="x"),
     ]
-    for step in steps:
-        look()
-        step()
-        with disabled():
-            expected = look()
-        assert look() == expected
+    check_each(steps, look)
 
 
 # -- the life of a connection -----------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ from django.db.models.expressions import RawSQL, RowRange
 from django.utils import timezone
 
 from live_cache import LiveManager, live, recording, register_codec
-from tests.test_queryset import books, queries_of, state_of_row
+from tests.compared import state_of_row
+from tests.test_queryset import books, queries_of
 from tests.testapp.models import (
     Author,
     Book,

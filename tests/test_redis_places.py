@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import redis
@@ -22,95 +21,37 @@ from live_cache.location import parse_location
 from live_cache.redis_connection import RedisConnection
 from live_cache.redis_url import parse_redis_url, without_password
 from live_cache.stores.redis import RedisStore
+from tests.redis_groups import Sentinels, start_cluster, start_sentinels, wait_for
 from tests.server_programs import free_port, start_redis
 
 N_KEYS = 200
-
-
-def _wait_for(is_there: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
-    end = time.monotonic() + timeout_s
-    while True:
-        try:
-            if is_there():
-                return
-        except redis.RedisError:
-            pass
-        if time.monotonic() > end:
-            raise TimeoutError("The servers did not find each other.")
-        time.sleep(0.05)
-
-
-def _is_whole(client: redis.Redis) -> bool:
-    info = client.cluster("INFO")
-    return info["cluster_state"] == "ok" and info["cluster_known_nodes"] == "3"
-
-
-def _port_with_a_bus() -> int:
-    """Return a free port for a node of a cluster, which also takes the one 10,000 above."""
-    while True:
-        port = free_port()
-        if port < 55_000:
-            return port
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
 def cluster_url() -> Iterator[str]:
     """Start a cluster of three primaries."""
-    with ExitStack() as stack:
-        ports = []
-        for n in range(3):
-            node = None
-            while node is None:
-                try:
-                    node = start_redis(port=_port_with_a_bus(), arguments=("--cluster-enabled", "yes"))
-                except RuntimeError as error:
-                    if "no redis-server" in str(error):
-                        pytest.skip(f"REDIS IS MISSING: {error}")
-            stack.callback(node.stop, kill=True)
-            ports.append(node.port)
-            with redis.Redis(port=node.port) as client:
-                low, high = n * 5461, (16384 if n == 2 else (n + 1) * 5461)
-                client.execute_command("CLUSTER", "ADDSLOTSRANGE", low, high - 1)
-                client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", n + 1)
-                if n:
-                    client.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0])
-        for port in ports:
-            with redis.Redis(port=port) as client:
-                _wait_for(partial(_is_whole, client))
-        yield f"redis+cluster://127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}"
+    with _started(start_cluster()) as cluster:
+        yield cluster.url
 
 
 @pytest.fixture
-def sentinel_url(tmp_path: Path) -> Iterator[tuple[str, int, redis.Redis]]:
-    """Start a primary and a replica, both with a password, and a Sentinel; give URL, port of the primary, Sentinel."""
+def sentinels() -> Iterator[Sentinels]:
+    """Start a primary and a replica, both with a password, and a Sentinel."""
+    with _started(start_sentinels()) as group:
+        yield group
+
+
+@contextmanager
+def _started(group: AbstractContextManager[T]) -> Iterator[T]:
     with ExitStack() as stack:
         try:
-            primary = start_redis(arguments=("--requirepass", "p@ss", "--masterauth", "p@ss"))
+            started = stack.enter_context(group)
         except RuntimeError as error:
+            if "no redis-server" not in str(error):
+                raise
             pytest.skip(f"REDIS IS MISSING: {error}")
-        stack.callback(primary.stop, kill=True)
-        replica = start_redis(
-            arguments=("--requirepass", "p@ss", "--masterauth", "p@ss", "--replicaof", "127.0.0.1", str(primary.port))
-        )
-        stack.callback(replica.stop, kill=True)
-        port = free_port()
-        config = tmp_path / "sentinel.conf"
-        config.write_text(
-            f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\nsentinel monitor shop 127.0.0.1 {primary.port} 1\n"
-            "sentinel auth-pass shop p@ss\nsentinel down-after-milliseconds shop 500\n"
-            "sentinel failover-timeout shop 2000\n"
-        )
-        config.chmod(0o600)
-        program = shutil.which("redis-server") or pytest.skip("REDIS IS MISSING: no redis-server on the PATH")
-        process = subprocess.Popen([program, str(config), "--sentinel"], stdout=subprocess.DEVNULL, cwd=tmp_path)
-        stack.callback(process.wait)
-        stack.callback(process.kill)
-        sentinel = redis.Redis(port=port)
-        stack.callback(sentinel.close)
-        _wait_for(lambda: len(sentinel.sentinel_slaves("shop")) == 1)
-        with redis.Redis(port=replica.port, password="p@ss") as client:
-            _wait_for(lambda: client.info("replication")["master_link_status"] == "up")
-        yield f"redis+sentinel://:p%40ss@127.0.0.1:{port}/shop/2", primary.port, sentinel
+        yield started
 
 
 def test_a_cluster_holds_a_store(cluster_url: str) -> None:
@@ -179,20 +120,18 @@ def test_a_cluster_holds_a_ledger(cluster_url: str) -> None:
     connection.close()
 
 
-def test_sentinels_name_the_primary(sentinel_url: tuple[str, int, redis.Redis]) -> None:
+def test_sentinels_name_the_primary(sentinels: Sentinels) -> None:
     """After a failover the new primary answers, with what it has, and its clocks have other epochs."""
-    url, port, sentinel = sentinel_url
-    connection = RedisConnection(url, timeout_s=5, retry_pause_s=0)
+    connection = RedisConnection(sentinels.url, timeout_s=5, retry_pause_s=0)
     store = RedisStore(connection, prefix="store:")
     ledger = RedisLedger(connection, prefix="ledger:", lease_s=0.01)
     store.put("key", b"value")
     assert asyncio.run(store.aget("key")) == b"value"
     (before,) = ledger.read([Dependency("table", (1,))])
-    with redis.Redis(port=port, password="p@ss", db=2) as primary:
+    with sentinels.client(sentinels.primary_port) as primary:
         assert primary.get("store:key") == b"value"
         primary.wait(1, 2000)
-    sentinel.execute_command("SENTINEL", "FAILOVER", "shop")
-    _wait_for(lambda: sentinel.sentinel_get_master_addr_by_name("shop")[1] != port)  # type: ignore[index]  # a pair
+    sentinels.lose_primary()
 
     def has_moved() -> bool:
         try:
@@ -200,7 +139,7 @@ def test_sentinels_name_the_primary(sentinel_url: tuple[str, int, redis.Redis]) 
         except Exception:
             return False
 
-    _wait_for(has_moved)
+    wait_for(has_moved)
     store.put("other", b"new")
     assert store.get("other") == b"new"
     connection.close()

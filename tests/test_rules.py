@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from django.db import Error, OperationalError, connections, transaction
 
-from live_cache import live, reader
+from live_cache import links, live, reader
 from live_cache.assembly import get_assembly
 from live_cache.ledger import fences
 from live_cache.ledger.base import Ledger
@@ -272,19 +272,19 @@ def ignore_epochs(patch: pytest.MonkeyPatch) -> None:
         renewed = [replace(s, epoch=r.epoch) for s, r in zip(stamps, readings, strict=True)]
         return is_fresh(renewed, readings, dependencies, witness)
 
-    patch.setattr(reader, "is_fresh", judge)
+    patch.setattr(links, "is_fresh", judge)
 
 
 def ignore_slots(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        reader,
+        links,
         "is_fresh",
         lambda s, r, d, w=None: is_fresh(s, [replace(x, slots=(0,) * len(x.slots)) for x in r], d, w),
     )
 
 
 def ignore_intents(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(reader, "is_fresh", lambda s, r, d, w=None: is_fresh(s, [replace(x, intents=()) for x in r], d, w))
+    patch.setattr(links, "is_fresh", lambda s, r, d, w=None: is_fresh(s, [replace(x, intents=()) for x in r], d, w))
 
 
 def share_readings(patch: pytest.MonkeyPatch) -> None:
@@ -347,16 +347,20 @@ def tick_after_callbacks(patch: pytest.MonkeyPatch) -> None:
 
 
 def retract_on_doubt(patch: pytest.MonkeyPatch) -> None:
-    def committing(state: ConnectionState, run: Callable[..., Any], commit: Callable[[], Any]) -> Any:
+    committing = ConnectionState.committing
+
+    def doubting(state: ConnectionState, commit: Callable[[], Any]) -> Any:
         try:
-            return run(commit)
+            return committing(state, commit)
         except Error:
             _retract_intents(state)
             raise
 
+    patch.setattr(ConnectionState, "committing", doubting)
     for connection in connections.all(initialized_only=True):
+        state = state_of(connection)  # which attaches the hook, if nobody has
         hook = connection._commit  # type: ignore[attr-defined]  # private
-        patch.setattr(hook, "run", partial(committing, state_of(connection), hook.run))
+        patch.setattr(hook, "run", partial(doubting, state))
 
 
 def reap_without_proof(patch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ FLAGS = tuple(field.name for field in fields(Statement) if field.name not in NO_
 SHORT_FLAGS = {
     "commits": "commits_implicitly",
     "switches": "changes_search_path",
+    "values": "changes_values",
+    "local": "ends_with_transaction",
     "isolation": "changes_isolation",
     "locks": "locks_rows",
     "limited": "is_limited_to_session",
@@ -234,7 +236,7 @@ m | WRITE | t |  |  | /*!50003 DELETE FROM t */
 m | WRITE | t |  |  | /*M!100000 DELETE FROM t */
 m | WRITE | t u | t |  | SELECT 1 FROM t; /*! DELETE FROM u */; DELETE FROM t
 pms | WRITE | b | a |  | SELECT 1 FROM a; DELETE FROM b
-p | WRITE | b |  |  | SET x = 1; DELETE FROM b
+p | WRITE | b |  | values | SET x = 1; DELETE FROM b
 p | WRITE | a b |  |  | DELETE FROM a; CREATE TABLE b (x int)
 ms | WRITE | insert |  |  | INSERT INTO `insert` (`select`, "from") VALUES ('x')
 p | WRITE | insert |  |  | INSERT INTO "insert" ("select", "from") VALUES ('x')
@@ -308,24 +310,45 @@ pms | ROLLBACK_TO_SAVEPOINT |  |  |  | ROLLBACK WORK TO s1
 s | ROLLBACK_TO_SAVEPOINT |  |  |  | ROLLBACK TRANSACTION TO SAVEPOINT "savepoint"
 pms | RELEASE_SAVEPOINT |  |  |  | RELEASE SAVEPOINT s1
 ps | RELEASE_SAVEPOINT |  |  |  | RELEASE s1
-p | SESSION |  |  |  | SET TIME ZONE 'UTC'
+p | SESSION |  |  | values | SET TIME ZONE 'UTC'
+p | SESSION |  |  | values | SET TimeZone = 'UTC'
+p | SESSION |  |  | values | SET SESSION default_text_search_config TO 'german'
+p | SESSION |  |  | values local | SET LOCAL "DateStyle" = 'German'
+p | SESSION |  |  | values | SET session_replication_role = replica
+p | SESSION |  |  | values | SET nobody_knows = 1
+p | SESSION |  |  |  | SET work_mem = '64MB'
+p | WRITE | pg_settings |  | switches values isolation | UPDATE pg_settings SET setting = 'UTC' WHERE name = 'x'
+p | SESSION |  |  |  | SET enable_seqscan = off
 p | SESSION |  |  |  | SET LOCAL statement_timeout = 5
 p | SESSION |  |  |  | SET CONSTRAINTS ALL IMMEDIATE
 p | SESSION |  |  | switches | SET search_path TO a, b
-p | SESSION |  |  | switches | SET LOCAL "search_path" = x
+p | SESSION |  |  | switches local | SET LOCAL "search_path" = x
 p | SESSION |  |  | switches | SET SCHEMA 'x'
 p | SESSION |  |  | switches | SET SESSION ROLE x
 p | SESSION |  |  | switches | SET SESSION AUTHORIZATION x
-p | SESSION |  |  | switches | SET LOCAL app.tenant = '5'
+p | SESSION |  |  | switches local | SET LOCAL app.tenant = '5'
+p | SESSION |  |  | switches local | SET LOCAL SESSION AUTHORIZATION x
+p | SESSION |  |  | switches local | SET LOCAL app.tenant = '5'; SET LOCAL search_path = x; SET LOCAL work_mem = 5
+p | SESSION |  |  | switches values | SET LOCAL app.tenant = '5'; SET TIME ZONE 'UTC'
+p | SESSION |  |  | switches values | SET pg_trgm.similarity_threshold = 0.5
+p | SESSION |  |  | values | RESET TIME ZONE
+p | SESSION |  |  | switches | RESET SESSION AUTHORIZATION
+p | SESSION |  |  |  | RESET work_mem
 p | SESSION |  |  | switches | RESET search_path
-p | SESSION |  |  | isolation switches | RESET ALL
-p | SESSION |  |  | isolation switches | DISCARD ALL
+p | SESSION |  |  | isolation switches values | RESET ALL
+p | SESSION |  |  | isolation switches values | DISCARD ALL
 p | SESSION |  |  | isolation | SET TRANSACTION ISOLATION LEVEL SERIALIZABLE
 p | SESSION |  |  | isolation | SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY
 p | SESSION |  |  | isolation | SET default_transaction_isolation = 'serializable'
 p | READ |  |  | switches | SELECT set_config('search_path', 'x', false)
-p | READ |  |  | isolation switches | SELECT pg_catalog.set_config(%s, %s, false)
-p | READ |  |  | isolation switches | SELECT set_config('transaction_isolation', 'serializable', true)
+p | READ |  |  | isolation switches values | SELECT pg_catalog.set_config(%s, %s, false)
+p | READ |  |  | isolation | SELECT set_config('transaction_isolation', 'serializable', true)
+p | READ |  |  | isolation switches values local | SELECT set_config(%s, %s, true)
+p | READ |  |  | switches local | SELECT set_config('app.x', %s, TRUE), set_config('search_path', (SELECT 'x'), true)
+p | READ |  |  | switches | SELECT set_config('app.tenant', %s, true), set_config('search_path', 'x', false)
+p | READ |  |  | switches | SELECT set_config('search_path', 'x', false), set_config('app.tenant', %s, true)
+p | READ |  |  | values | SELECT set_config('TimeZone', 'UTC', false)
+p | READ |  |  | values | SELECT set_config('TimeZone', 'UTC', false or true)
 p | READ |  |  |  | SELECT set_config('statement_timeout', '5', true)
 p | SESSION |  |  | limited | PREPARE p AS DELETE FROM t
 p | SESSION |  |  | limited | DEALLOCATE p
@@ -336,18 +359,26 @@ p | SESSION |  |  |  | CLOSE c
 m | SESSION |  |  | commits | LOCK TABLES a READ, b WRITE
 m | SESSION |  |  | commits | UNLOCK TABLES
 m | SESSION |  |  | commits | FLUSH TABLES
-m | SESSION |  |  |  | SET NAMES utf8mb4
-m | SESSION |  |  |  | SET foreign_key_checks = 0, @x = 5, GLOBAL y = 3
-m | SESSION |  |  |  | SET SQL_AUTO_IS_NULL = 0
-m | SESSION |  |  | isolation | SET SQL_AUTO_IS_NULL = 0; SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED
-m | SESSION |  |  | isolation | SET x = 1, SESSION transaction_isolation = 'SERIALIZABLE'
+m | SESSION |  |  | values | SET NAMES utf8mb4
+m | SESSION |  |  | values | SET CHARACTER SET latin1
+m | SESSION |  |  |  | SET SESSION lock_wait_timeout = 5, @@session.unique_checks = 0
+m | SESSION |  |  |  | SET foreign_key_checks = 0
+m | SESSION |  |  | values | SET foreign_key_checks = 0, @x = 5
+m | SESSION |  |  | values | SET foreign_key_checks = 0, GLOBAL y = 3
+m | SESSION |  |  | values | SET @@session.sql_mode = ''
+m | SESSION |  |  | values | SET time_zone = '+02:00'
+m | SESSION |  |  | values | SET SQL_AUTO_IS_NULL = 0
+m | SESSION |  |  | values isolation | SET SQL_AUTO_IS_NULL = 0; SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED
+m | SESSION |  |  | values isolation | SET x = 1, SESSION transaction_isolation = 'SERIALIZABLE'
 m | SESSION |  |  | isolation | SET @@session.tx_isolation = 'SERIALIZABLE'
-m | SESSION |  | t |  | SET @autocommit = (SELECT MAX(id) FROM t)
+m | SESSION |  | t | values | SET @autocommit = (SELECT MAX(id) FROM t)
 m | SESSION |  |  | switches | SET ROLE x
 m | SESSION |  |  | switches | USE x
 s | SESSION |  |  | switches | ATTACH DATABASE 'x' AS y
 s | SESSION |  |  | switches | DETACH y
 s | SESSION |  |  |  | PRAGMA foreign_keys = ON
+s | SESSION |  |  | values | PRAGMA case_sensitive_like = ON
+s | SESSION |  |  | switches | PRAGMA temp_store = MEMORY
 s | SESSION |  |  |  | PRAGMA main.journal_mode(wal)
 s | SESSION |  |  | isolation | PRAGMA read_uncommitted = 1
 """)

@@ -22,10 +22,8 @@ from live_cache.stores.base import MISS
 from live_cache.stores.breaker import CircuitBreaker
 from live_cache.stores.disk import DiskStore
 from tests.deep import deep
-from tests.test_store_memory import run_in_fork
+from tests.forks import forking, last_report_of_killed, run_in_fork
 from tests.test_stores import Clock, peek_disk, poke_disk
-
-forking = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 
 @pytest.fixture
@@ -314,17 +312,11 @@ class TestProcesses:
                     store.put("key", (b"%08d" % turn) * 5000)
                     os.write(writing, b"%08d" % turn)
             os.close(writing)
-            reported = os.read(reading, 8)
-            time.sleep(0.05)  # For the kill to fall anywhere within a write.
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            while rest := os.read(reading, 8):
-                reported = rest
-            os.close(reading)
+            reported = last_report_of_killed(child, reading, after_s=0.05)
             value = store.get("key")
             assert value is not MISS
             assert value == value[:8] * 5000
-            assert int(value[:8]) >= int(reported)
+            assert int(value[:8]) >= reported
             store.put("key", b"00000000" * 5000)
         store.close()
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable
 
 import pytest
 
 from live_cache.exceptions import QuotaExceededError
 from live_cache.stores.base import MISS
 from live_cache.stores.memory import MemoryStore
+from tests.forks import run_in_fork
 
 pytestmark = pytest.mark.parametrize("use_cachebox", [True, False], ids=["cachebox", "plain"])
 
@@ -168,19 +167,3 @@ def test_a_fork_among_busy_threads_does_not_hang(use_cachebox: bool) -> None:
         stop.set()
         for thread in threads:
             thread.join()
-
-
-def run_in_fork(work: Callable[[], None], *, patience_s: int = 30) -> int:
-    """Return the exit code of a child that does *work*; it is killed by an alarm if it hangs."""
-    import signal
-
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            signal.alarm(patience_s)
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

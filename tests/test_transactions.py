@@ -17,6 +17,7 @@ from live_cache import live, recording
 from live_cache.assembly import get_assembly
 from live_cache.ledger.clocks import Dependency, Reading
 from live_cache.names import clock_of, database_name
+from live_cache.writes.own_transaction import OwnTransaction
 from live_cache.writes.transactions import state_of
 from tests.cache_kinds import wait_for_hits
 from tests.testapp.models import Author, Country, Tag
@@ -154,6 +155,8 @@ def test_entering_fails(authors: str, monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(connection, hooked, refuse)
             with pytest.raises(OperationalError), transaction.atomic(using=authors):
                 pytest.fail("entered")
+        with monkeypatch.context() as patch:
+            patch.setattr(OwnTransaction, "_begin", refuse)
             with pytest.raises(OperationalError):
                 rename(authors)
     assert not state_of(connection).is_in_transaction

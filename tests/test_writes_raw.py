@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -293,7 +294,8 @@ def test_declared_function(authors: str, procedure: str, declared: Any, settings
 def test_loaddata(authors: str, tmp_path: Any) -> None:
     """loaddata, and flush."""
     fixture = tmp_path / "authors.json"
-    fixture.write_text('[{"model": "testapp.author", "pk": 7000, "fields": {"name": "Loaded"}}]')
+    last = Author.objects.using(authors).latest("pk").pk
+    fixture.write_text(json.dumps([{"model": "testapp.author", "pk": last + 1, "fields": {"name": "Loaded"}}]))
     before = live_names(authors)
     call_command("loaddata", str(fixture), database=authors, verbosity=0)
     assert live_names(authors) == [*before, "Loaded"] == names(authors)

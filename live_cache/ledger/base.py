@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import uuid
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from live_cache.ledger.clocks import (
     Intent,
     Reading,
 )
+from live_cache.ledger.wake_ups import LocalWakeUps, WakeUps
 from live_cache.stores.base import MISS, Missing, Store
 
 __all__ = ["MAX_UNDELIVERED", "Ledger"]
@@ -58,6 +58,8 @@ class Ledger(ABC):
         self._undelivered: list[_Tick] = []
         self._undelivered_lock = threading.Lock()
         self._failed_deliveries = 0
+        self.tick_listener: Callable[[Iterable[str]], None] | None = None
+        """Called with the clocks of each tick of this process, also of one that is kept. Whoever follows the ledger."""
         _ledgers.add(self)
 
     def read(self, dependencies: Sequence[Dependency]) -> list[Reading]:
@@ -128,10 +130,14 @@ class Ledger(ABC):
             The id of the intent, the same on all clocks.
         """
         self.deliver()
-        intent_id = uuid.uuid4().hex
+        intent_id = os.urandom(16).hex()
+        existing = self._existing([clock for clock, slots in changes.items() if slots])
+        if not existing:
+            return intent_id
         declared: dict[str, frozenset[int]] = {}
         told: dict[str, bytes] = {}
-        for clock, slots in changes.items():
+        for clock in existing:
+            slots = changes[clock]
             record = (records or {}).get(clock, b"")
             if len(record) > self.intent_record_bytes:
                 record = b""
@@ -168,23 +174,25 @@ class Ledger(ABC):
             ValueError: A record is too long, or one is missing.
         """
         frozen = {clock: frozenset(slots) for clock, slots in changes.items()}
-        tick = _Tick(frozen, intent_id, dict(records or {}))
-        for clock, slots in tick.changes.items():
-            record = tick.records.get(clock, b"")
+        told = dict(records or {})
+        for clock, slots in frozen.items():
+            record = told.get(clock, b"")
             if len(record) > MAX_RECORD_BYTES or (ROWS_SLOT in slots and TABLE_SLOT not in slots and not record):
                 raise ValueError(f"The record of {clock!r} has {len(record)} bytes, more than a log takes, or none.")
         try:
             self.deliver()
-            self._tick(tick.changes, tick.intent_id, tick.records)
+            self._tick(frozen, intent_id, told)
         except LedgerUnavailableError:
-            self._keep(tick)
+            self._keep(_Tick(frozen, intent_id, told))
             logger.exception("The ledger did not answer; %d ticks are kept.", len(self._undelivered))
             return False
         except BaseException:
             # An interrupt, or a driver's error that is no LedgerUnavailableError: the tick may not have arrived. One
             # tick too many is a miss; one too few is a stale read.
-            self._keep(tick)
+            self._keep(_Tick(frozen, intent_id, told))
             raise
+        finally:
+            self._note_ticks(frozen)
         return True
 
     def retract(self, clocks: Iterable[str], intent_id: str) -> None:
@@ -211,6 +219,7 @@ class Ledger(ABC):
         """
         self.deliver()
         self._reap(clock, frozenset(intent_ids), epoch)
+        self._note_ticks((clock,))
 
     @abstractmethod
     def reset(self, clocks: Iterable[str] | None = None) -> int:
@@ -224,6 +233,10 @@ class Ledger(ABC):
     @abstractmethod
     def clocks(self) -> list[ClockInfo]:
         """Return what exists, for stats. Not atomic over the clocks."""
+
+    def wake_ups(self) -> WakeUps:
+        """Return new wake-ups, for the one thread of this process that follows clocks."""
+        return LocalWakeUps()
 
     @property
     def undelivered_count(self) -> int:
@@ -263,6 +276,14 @@ class Ledger(ABC):
                         merged[clock] = merged.get(clock, frozenset()) | wide
                 self._undelivered[:] = [_Tick(merged, None, {})]
 
+    def _note_ticks(self, clocks: Iterable[str]) -> None:
+        listener = self.tick_listener
+        if listener is not None:
+            try:
+                listener(clocks)
+            except Exception:  # Nothing may leave a committed atomic(), and who listens is no writer's concern.
+                logger.exception("Whoever follows the ledger could not be told of a tick.")
+
     def _after_fork_in_child(self) -> None:
         """Replace what another thread of the parent may have held at the moment of the fork."""
         self._undelivered_lock = threading.Lock()
@@ -273,6 +294,15 @@ class Ledger(ABC):
 
     @abstractmethod
     def _read(self, dependencies: Sequence[Dependency]) -> list[Reading]: ...
+
+    @abstractmethod
+    def _existing(self, clocks: list[str]) -> Collection[str]:
+        """
+        Return those of *clocks* that may exist, in which case declare() goes on with them.
+
+        Asked as late as declare() is called: a clock that is born later is born with a hold, which stands as long as
+        the transaction of this writer, as his intent would.
+        """
 
     @abstractmethod
     def _declare(

@@ -10,13 +10,13 @@ live_cache clear`` starts a new epoch.
 from __future__ import annotations
 
 import logging
-import random
 import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from live_cache.chance import chance
 from live_cache.ledger import fences_mysql, fences_postgresql, fences_sqlite
 from live_cache.ledger.base import Ledger
 from live_cache.ledger.clocks import NEWBORN, Intent, Reading
@@ -177,7 +177,7 @@ def _recent_writers(connection: BaseDatabaseWrapper) -> tuple[float, frozenset[s
     if every_s and now_s < _ask_writers_at_s.get(name, 0.0):
         return _writers.get(name, (0.0, None))
     # Other processes ask too: without chance they could go on disturbing each other in step.
-    _ask_writers_at_s[name] = now_s + every_s * random.uniform(1, 2)
+    _ask_writers_at_s[name] = now_s + every_s * chance.uniform(1, 2)
     _writers[name] = answer = now_s, writers_in_progress(connection)
     return answer
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["is_over", "session_token", "writer_token", "writers_in_progress"]
 
+_TOKEN: Final = "_live_cache_sqlite_token"
+"""Attribute of a connection: the driver's connection, and the fence of its transactions."""
 _PATH: Final = "_live_cache_sqlite_path"
 """Attribute of a connection: the driver's connection, and the file that it has open."""
 
@@ -33,8 +35,13 @@ def writer_token(connection: BaseDatabaseWrapper) -> str:
     if path is None:
         process = _process()
         return process and f"sqlite-memory:{process}"
+    known: tuple[object, str] | None = connection.__dict__.get(_TOKEN)
+    if known is not None and known[0] is connection.connection:
+        return known[1]  # the file that is open stays the same, whatever its path may lead to by now
     file = _file(path)
-    return file and f"sqlite:{file}"
+    token = file and f"sqlite:{file}"
+    connection.__dict__[_TOKEN] = connection.connection, token
+    return token
 
 
 def session_token(connection: BaseDatabaseWrapper) -> str:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Final
 
 from live_cache.exceptions import LedgerUnavailableError
@@ -26,11 +27,9 @@ from live_cache.ledger.clocks import NEWBORN, ROWS_SLOT, TABLE_SLOT, ClockInfo, 
 from live_cache.ledger.host_clock import (
     BOOT_ID,
     FILE_BYTES,
-    INTENT_COUNT,
     INTENT_RECORD_BYTES,
     MAGIC,
     NEWBORN_ID,
-    NEWBORN_RECORD,
     SEQ,
     ClockMap,
     PackedIntent,
@@ -39,12 +38,15 @@ from live_cache.ledger.host_clock import (
     new_head,
 )
 from live_cache.ledger.host_files import DirectoryLock, boot_id
+from live_cache.ledger.wake_ups import LocalWakeUps
 
 __all__ = ["HostLedger"]
 
 LOCK_FREE_TRIES: Final = 4
 HAS_ORDERED_STORES: Final = platform.machine().lower() in {"x86_64", "amd64"}
 SUFFIX: Final = ".clock"
+LOOK_EVERY_S: Final = 0.005
+"""How often a process that follows clocks looks for the ticks of others."""
 
 # Counts on while the machine sleeps, where the system has such a clock.
 LEASE_CLOCK: Final[int] = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", 0))
@@ -81,15 +83,7 @@ class HostLedger(Ledger):
 
     def is_watched(self, clocks: Iterable[str]) -> bool:
         """See Ledger.is_watched()."""
-        for clock in clocks:
-            try:
-                os.stat(self._path(clock), follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            except OSError:
-                pass
-            return True
-        return False
+        return any(clock in self._maps or os.access(self._path(clock), os.F_OK) for clock in clocks)
 
     def log(self, clock: str, epoch: bytes, after: int, until: int) -> list[bytes] | None:
         """See Ledger.log()."""
@@ -141,6 +135,10 @@ class HostLedger(Ledger):
                     infos.append(ClockInfo(name, found.epoch, found.words[SEQ], len(found.open_intents())))
         return sorted(infos, key=lambda info: info.clock)
 
+    def wake_ups(self) -> LocalWakeUps:
+        """See Ledger.wake_ups(). A look costs microseconds, and writing to a mapped file wakes nobody."""
+        return LocalWakeUps(look_every_s=LOOK_EVERY_S)
+
     def close(self) -> None:
         """See Ledger.close()."""
         self._maps.clear()
@@ -173,6 +171,9 @@ class HostLedger(Ledger):
             raise LedgerUnavailableError(f"The ledger file of {dependency.clock!r} changed under its lock.")
         return reading
 
+    def _existing(self, clocks: list[str]) -> list[str]:
+        return [clock for clock in clocks if self._may_exist(clock)]
+
     def _declare(
         self,
         changes: Mapping[str, frozenset[int]],
@@ -180,17 +181,12 @@ class HostLedger(Ledger):
         fence: Callable[[], str],
         records: Mapping[str, bytes],
     ) -> None:
-        # Looked for without the lock: a clock that is born now is born with a hold, which stands as long as the
-        # transaction of this writer, as his intent would.
-        existing = [clock for clock, slots in changes.items() if slots and self._exists(clock)]
-        raw_fence = fence().encode() if existing else b""
-        for clock in existing:
-            slots = changes[clock]
+        raw_fence = fence().encode()
+        for clock, slots in changes.items():
             with self._written(clock) as found:
                 if found is None:
                     continue
-                taken = {NEWBORN_RECORD, *found.open_intents()}
-                number = next((n for n in range(INTENT_COUNT) if n not in taken), None)
+                number = found.free_number()
                 if number is None:
                     # As if the clock had been lost just after this intent was recorded: new epoch, table-wide hold.
                     self._create(clock, intents_of=found)
@@ -200,13 +196,14 @@ class HostLedger(Ledger):
                     slots, record = _widened(slots), b""
                 raw_id = bytes.fromhex(intent_id)
                 intent = PackedIntent.pack(raw_id, slots, raw_fence, self._deadline_ns(), record)
-                with found.writing():
-                    found.open(number, intent)
+                found.begin()
+                found.open(number, intent)
+                found.end()
 
     def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]) -> None:
         raw_id = None if intent_id is None else bytes.fromhex(intent_id)
         for clock, slots in changes.items():
-            if not self._exists(clock):  # one that is born now has no entry from before
+            if not self._may_exist(clock):  # one that is born now has no entry from before
                 continue
             with self._written(clock) as found:
                 if found is None:
@@ -233,38 +230,40 @@ class HostLedger(Ledger):
         """Tick, if there are slots, and close an intent, if one is given, in one step. Needs the lock."""
         if record and slots and not found.room_for_tick(record):
             slots, record = _widened(slots), b""
-        with found.writing():
-            if slots:
-                found.tick(slots, record)
-            if number is not None:
-                found.close(number)
+        found.begin()
+        if slots:
+            found.tick(slots, record)
+        if number is not None:
+            found.close(number)
+        found.end()
 
-    @contextmanager
-    def _written(self, clock: str) -> Iterator[ClockMap | None]:
+    def _written(self, clock: str) -> _Written:
         """Hold the lock, and give the file of *clock* as it is now, repaired, or None if the clock does not exist."""
-        with self._translating(), self._lock:
-            found = self._map(clock)
-            if found is not None:
-                found.repair()
-            yield found
+        return _Written(self, clock)
 
     @contextmanager
     def _translating(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if isinstance(error, PermissionError):
-                self._lock.check_directory()  # It can name the owner.
-            message = f"The ledger in {str(self.directory)!r} cannot be used: {error}"
-            raise LedgerUnavailableError(message) from error
+            raise self._unavailable(error) from error
 
-    def _exists(self, clock: str) -> bool:
-        with self._translating():
-            try:
-                os.stat(self._path(clock), follow_symlinks=False)
-            except FileNotFoundError:
-                return False
+    def _unavailable(self, error: OSError) -> LedgerUnavailableError:
+        if isinstance(error, PermissionError):
+            self._lock.check_directory()  # It can name the owner.
+        return LedgerUnavailableError(f"The ledger in {str(self.directory)!r} cannot be used: {error}")
+
+    def _may_exist(self, clock: str) -> bool:
+        """Return False if *clock* does not exist. One that was mapped is looked for under the lock, so not here too."""
+        if clock in self._maps:
             return True
+        try:
+            os.stat(self._path(clock), follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._unavailable(error) from error
+        return True
 
     def _path(self, clock: str) -> str:
         path = self._paths.get(clock)
@@ -333,6 +332,41 @@ class HostLedger(Ledger):
 
     def _deadline_ns(self) -> int:
         return _now_ns() + int(self.lease_s * 1e9)
+
+
+class _Written:
+    """HostLedger._written(). A class, as each save() of a watched table passes here twice."""
+
+    __slots__ = ("_clock", "_ledger")
+
+    def __init__(self, ledger: HostLedger, clock: str) -> None:
+        self._ledger = ledger
+        self._clock = clock
+
+    def __enter__(self) -> ClockMap | None:
+        ledger = self._ledger
+        try:
+            ledger._lock.__enter__()
+            try:
+                found = ledger._map(self._clock)
+                if found is not None:
+                    found.repair()
+            except BaseException:
+                ledger._lock.__exit__(None, None, None)
+                raise
+        except OSError as error:
+            raise ledger._unavailable(error) from error
+        return found
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._ledger._lock.__exit__(kind, error, traceback)
+        except OSError as failure:
+            raise self._ledger._unavailable(failure) from failure
+        if isinstance(error, OSError):
+            raise self._ledger._unavailable(error) from error
 
 
 def _widened(slots: frozenset[int]) -> frozenset[int]:

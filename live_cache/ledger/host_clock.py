@@ -11,8 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -124,8 +123,7 @@ class ClockMap:
             return None
         seq = words[SEQ]
         slots = tuple([words[SLOTS_WORD + slot] for slot in dependency.slots])
-        has_intents = words[BITMAP] or words[BITMAP + 1]
-        packed = [self.intent(number) for number in self.open_intents()] if has_intents else ()
+        packed = [self.intent(number) for number in self.open_intents()]
         if words[COUNTER] != counter:
             return None
         return Reading(dependency.clock, self.epoch, seq, slots, tuple([intent.unpack() for intent in packed]))
@@ -163,8 +161,19 @@ class ClockMap:
 
     def open_intents(self) -> list[int]:
         """Return the numbers of the intents that are open."""
-        low, high = self.words[BITMAP], self.words[BITMAP + 1]
-        return [n for n in range(INTENT_COUNT) if (low >> n if n < 64 else high >> (n - 64)) & 1]
+        bits = self._open_bits()
+        numbers = []
+        while bits:
+            lowest = bits & -bits
+            numbers.append(lowest.bit_length() - 1)
+            bits ^= lowest
+        return numbers
+
+    def free_number(self) -> int | None:
+        """Return the number of an intent that is not open and not the newborn hold's, or None if all are."""
+        taken = self._open_bits() | 1 << NEWBORN_RECORD
+        number = (~taken & taken + 1).bit_length() - 1
+        return number if number < INTENT_COUNT else None
 
     def intent(self, number: int) -> PackedIntent:
         """Return an intent, whether it is open or not."""
@@ -176,21 +185,25 @@ class ClockMap:
 
     def find(self, intent_id: bytes) -> int | None:
         """Return the number of the open intent with this id."""
-        return next((n for n in self.open_intents() if self.intent(n).head.startswith(intent_id)), None)
+        for number in self.open_intents():
+            start = INTENTS_START + number * INTENT.size
+            if self.memory[start : start + 16] == intent_id:
+                return number
+        return None
 
     # -- changes, which need the lock ----------------------------------------------------------------------------------
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
+    def begin(self) -> None:
         """
-        Show readers that the file changes. Needs the lock.
+        Show readers that the file changes from here to end(). Needs the lock.
 
-        An exception leaves the counter odd, as a killed process does: what was half done is for the repair.
+        What raises in between leaves the counter odd, as a killed process does: what was half done is for the repair.
         """
-        counter = self.words[COUNTER]
-        self.words[COUNTER] = counter + 1
-        yield
-        self.words[COUNTER] = counter + 2
+        self.words[COUNTER] += 1
+
+    def end(self) -> None:
+        """Show readers that the change is done."""
+        self.words[COUNTER] += 1
 
     def repair(self) -> None:
         """Make good what a writer left half done when it died. Needs the lock."""
@@ -207,7 +220,7 @@ class ClockMap:
 
     def tick(self, slots: Iterable[int], record: bytes) -> None:
         """
-        Tick, with *record* in the log, inside writing(). Needs room_for_tick().
+        Tick, with *record* in the log, between begin() and end(). Needs room_for_tick().
 
         The seq comes last: without its slots it could make an old entry fresh, without its record a change unknown.
         """
@@ -226,7 +239,7 @@ class ClockMap:
         self.words[SEQ] = seq
 
     def open(self, number: int, intent: PackedIntent) -> None:
-        """Open an intent inside writing(). Needs room_for_intent()."""
+        """Open an intent between begin() and end(). Needs room_for_intent()."""
         if intent.record:
             start = RECORDS_START + number * INTENT_RECORD_BYTES
             self.memory[start : start + len(intent.record)] = intent.record
@@ -235,7 +248,7 @@ class ClockMap:
         self._mark(number, is_open=True)
 
     def close(self, number: int) -> None:
-        """Close an intent inside writing()."""
+        """Close an intent between begin() and end()."""
         self._mark(number, is_open=False)
 
     def room_for_tick(self, record: bytes) -> bool:
@@ -247,6 +260,11 @@ class ClockMap:
     def room_for_intent(self, number: int) -> bool:
         """Get the room that the record of an intent needs. Return False if the disk is full."""
         return self._make_room(RECORDS, (number + 1) * INTENT_RECORD_BYTES)
+
+    def _open_bits(self) -> int:
+        words = self.words
+        bits: int = words[BITMAP] | words[BITMAP + 1] << 64
+        return bits
 
     def _next_place(self, length: int) -> int:
         """Return where in all that was ever written the next record begins. None goes over the end of the ring."""

@@ -84,6 +84,7 @@ class DirectoryLock:
         self._descriptor: int | None = None
         self._process_id = os.getpid()
         self._owner: tuple[int, int] = (-1, -1)
+        self._file_id: tuple[int, int] = (-1, -1)
 
     def __enter__(self) -> None:
         deadline_s = time.monotonic() + LOCK_TIMEOUT_S
@@ -175,6 +176,8 @@ class DirectoryLock:
                 self._process_id = os.getpid()
             if self._descriptor is None:
                 self._descriptor = self._open_file()
+                held = os.fstat(self._descriptor)
+                self._file_id = (held.st_dev, held.st_ino)  # an open file keeps its number
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -186,12 +189,11 @@ class DirectoryLock:
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
                 continue
-            held = os.fstat(self._descriptor)
             try:
                 there = os.stat(self._path, follow_symlinks=False)
             except FileNotFoundError:
                 there = None
-            if there is not None and (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino):
+            if there is not None and (there.st_dev, there.st_ino) == self._file_id:
                 return
             self._close_file()
 

@@ -89,7 +89,8 @@ class ProcessLedger(Ledger):
                     hold = Intent(NEWBORN, frozenset((TABLE_SLOT,)), "")
                     new.intents[NEWBORN] = _OpenIntent(hold, self._clock() + self.lease_s)
                 self._clocks[name] = new
-            return len(names)
+        self._note_ticks(names)
+        return len(names)
 
     def clocks(self) -> list[ClockInfo]:
         """See Ledger.clocks()."""
@@ -132,6 +133,9 @@ class ProcessLedger(Ledger):
                 return None
             return [state.log.get(seq, b"") for seq in range(after + 1, until + 1)]
 
+    def _existing(self, clocks: list[str]) -> list[str]:
+        return [clock for clock in clocks if clock in self._clocks]
+
     def _declare(
         self,
         changes: Mapping[str, frozenset[int]],
@@ -139,12 +143,12 @@ class ProcessLedger(Ledger):
         fence: Callable[[], str],
         records: Mapping[str, bytes],
     ) -> None:
-        name = fence() if self.is_watched(changes) else ""
+        name = fence()
         with self._lock:
             deadline_s = self._clock() + self.lease_s
             for clock, slots in changes.items():
                 state = self._clocks.get(clock)
-                if state is not None and slots:
+                if state is not None:
                     intent = Intent(intent_id, slots, name, records.get(clock, b""))
                     state.intents[intent_id] = _OpenIntent(intent, deadline_s)
 

@@ -14,6 +14,7 @@ from live_cache.ledger.base import Ledger
 from live_cache.ledger.clocks import TABLE_SLOT, ClockInfo, Dependency, Intent, Reading
 from live_cache.ledger.redis_memory import KnownRecords, Watched
 from live_cache.ledger.redis_scripts import DECLARE, EXPIRED, LOG, READ, REAP, RESET, TICK
+from live_cache.ledger.redis_wake_ups import RedisWakeUps
 from live_cache.redis_connection import Command, RedisConnection
 from live_cache.stores.base import MISS, Missing, Store
 from live_cache.stores.redis import RedisStore
@@ -129,6 +130,10 @@ class RedisLedger(Ledger):
                     infos.append(ClockInfo(name, epoch, int(seq), len(_parse(lines))))
         return infos
 
+    def wake_ups(self) -> RedisWakeUps:
+        """See Ledger.wake_ups()."""
+        return RedisWakeUps(self.connection, self._key)
+
     def close(self) -> None:
         """See Ledger.close()."""
         self.connection.close()
@@ -147,6 +152,12 @@ class RedisLedger(Ledger):
             self._watched.see(dependency.clock)
         return list(map(_reading, dependencies, answers))
 
+    def _existing(self, clocks: list[str]) -> list[str]:
+        if self._watched.ask(clocks) is not False:
+            return clocks  # DECLARE looks for itself
+        answers = self._run([(TICK, self._key(clock), "", "") for clock in clocks])
+        return [clock for clock, answer in zip(clocks, answers, strict=True) if answer]
+
     def _declare(
         self,
         changes: Mapping[str, frozenset[int]],
@@ -154,19 +165,14 @@ class RedisLedger(Ledger):
         fence: Callable[[], str],
         records: Mapping[str, bytes],
     ) -> None:
-        keys = {clock: self._key(clock) for clock, slots in changes.items() if slots}
-        if self._watched.ask(list(keys)) is False and not any(
-            self._run([(TICK, key, "", "") for key in keys.values()])
-        ):
-            return  # no clock exists, as DECLARE would have found; so the fence need not be asked for
         name = quote(fence(), safe=":")
         self._run(
             [
                 (
                     DECLARE,
-                    key,
+                    self._key(clock),
                     intent_id,
-                    _slots_text(changes[clock]),
+                    _slots_text(slots),
                     name,
                     self._lease_us,
                     MAX_INTENTS,
@@ -174,7 +180,7 @@ class RedisLedger(Ledger):
                     b64encode(records.get(clock, b"")),
                     MAX_INTENTS_BYTES,
                 )
-                for clock, key in keys.items()
+                for clock, slots in changes.items()
             ]
         )
 

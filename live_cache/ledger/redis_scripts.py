@@ -48,15 +48,22 @@ local function without(intents, id)
 end
 """
 
+# An empty message on the channel that is called as the clock's key. A user who may not publish there wakes nobody.
+_WAKE: Final = """
+local function wake() redis.pcall('PUBLISH', KEYS[1], '') end
+"""
+
 _BEAR: Final = (
     _NOW
     + _WITHOUT
+    + _WAKE
     + """
 local function bear(epoch, lease_us, identity, intents)
   local hold = string.format('newborn %.0f 0  \\n', now_us() + tonumber(lease_us))
   intents = without(intents, 'newborn') .. hold
   redis.call('DEL', KEYS[1])
   redis.call('HSET', KEYS[1], 'e', epoch, 'q', 0, 'i', identity, 'n', intents)
+  wake()
 end
 """
 )
@@ -92,6 +99,7 @@ local function tick(slots, record)
     answer = redis.pcall('HSET', KEYS[1], slot, seq)
   end
   if failed(answer) then redis.call('DEL', KEYS[1]) end
+  wake()
   return not failed(answer)
 end
 """
@@ -146,6 +154,7 @@ is told without its record, as a change of the table.
 TICK: Final = Script(
     _PRIMARY
     + _WITHOUT
+    + _WAKE
     + _TICK
     + """
 local intents = redis.call('HGET', KEYS[1], 'n')
@@ -166,6 +175,7 @@ return 1
 REAP: Final = Script(
     _PRIMARY
     + _WITHOUT
+    + _WAKE
     + _TICK
     + """
 local held = redis.call('HMGET', KEYS[1], 'e', 'n')

@@ -12,7 +12,7 @@ import ipaddress
 import struct
 import sys
 from collections.abc import Callable
-from datetime import date, datetime, time, timedelta, timezone, tzinfo
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Any, Final, cast
 from uuid import UUID, SafeUUID
@@ -194,6 +194,8 @@ def _encode_time(value: time, depth: int) -> object:
 def _encode_zone(zone: tzinfo | None, _: int) -> object:
     if zone is None:
         return None
+    if zone is UTC:
+        return [0, 0, 0]  # what follows comes to the same
     if type(zone) is timezone:
         arguments = cast("tuple[Any, ...]", zone.__reduce__()[1])  # as pickle asks it: offset, and name if given
         offset = arguments[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, Protocol
@@ -40,12 +40,16 @@ __all__ = [
     "ANYTHING",
     "All",
     "Condition",
+    "Linked",
     "OneOf",
     "atoms_of",
     "column_of",
+    "is_open",
     "may_hold",
     "own_part",
+    "read_part",
     "read_where",
+    "replace_links",
     "values_of",
 ]
 
@@ -85,6 +89,25 @@ class _Anything:
 
 
 ANYTHING: Final = _Anything()
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """
+    What the WHERE asks of the rows of another table that the row is linked to by *column*.
+
+    Nothing is known of it until the link set is (links.LinkSets).
+    """
+
+    column: str
+    link: Any
+    """A links.Link."""
+
+    def truth(self, image: Image, text: TextRules) -> Truth:
+        return UNKNOWN
+
+    def __str__(self) -> str:
+        return f"{self.column} among those of {self.link}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,12 +253,39 @@ class _Not:
         return f"not ({self.part})"
 
 
-def read_where(where: WhereNode, alias: str) -> Condition:
-    """Return what *where* says of the rows of *alias*."""
+class Finder(Protocol):
+    """Finds what a WHERE says of the tables that an alias is linked to."""
+
+    def find(self, node: Any) -> Linked | None:
+        """Return the link that *node* is, if it speaks of the rows of one linked table alone."""
+        ...
+
+    def group(self, node: WhereNode) -> list[Any]:
+        """Return the children of *node*, those that speak of one linked table together."""
+        ...
+
+
+def read_where(where: WhereNode, alias: str, finder: Finder | None = None) -> Condition:
+    """Return what *where* says of the rows of *alias*, and by *finder* of the rows that these are linked to."""
     if where.contains_over_clause:  # what stands beside a window in an OR leaves no row out of that window
         return ANYTHING
-    condition = _read(where, alias)
+    condition = _read(where, alias, None if where.contains_aggregate else finder)
     return condition if _says_something(condition) else ANYTHING
+
+
+def read_part(node: Any, alias: str) -> Condition | None:
+    """Return what *node*, a part of a WHERE, says, if it speaks of *alias* alone and all of it is understood."""
+    condition = _read(node, alias)
+    return None if _is_mixed(condition) else condition
+
+
+def replace_links(condition: Condition, replace: Callable[[Linked], Condition]) -> Condition:
+    """Return *condition* with *replace* of each of its links."""
+    if isinstance(condition, Linked):
+        return replace(condition)
+    if isinstance(condition, All | _Any):
+        return type(condition)(tuple([replace_links(part, replace) for part in condition.parts]))
+    return _Not(replace_links(condition.part, replace)) if isinstance(condition, _Not) else condition
 
 
 def atoms_of(where: WhereNode, alias: str) -> tuple[Counter[str], tuple[Condition, ...]]:
@@ -267,14 +317,19 @@ def own_part(condition: Condition) -> Condition | None:
     A row that fulfils this and still has no part in the result fails by what stands beside it.
     """
     parts = condition.parts if isinstance(condition, All) else (condition,)
-    own = tuple([part for part in parts if part is not ANYTHING])
+    own = tuple([part for part in parts if not is_open(part)])
     return All(own) if own and not any(map(_is_mixed, own)) else None
+
+
+def is_open(condition: Condition) -> bool:
+    """Return whether *condition* says nothing of the row alone."""
+    return condition is ANYTHING or isinstance(condition, Linked)
 
 
 def _is_mixed(condition: Condition) -> bool:
     if isinstance(condition, All | _Any):
         return any(map(_is_mixed, condition.parts))
-    return _is_mixed(condition.part) if isinstance(condition, _Not) else condition is ANYTHING
+    return _is_mixed(condition.part) if isinstance(condition, _Not) else is_open(condition)
 
 
 def column_of(condition: Condition) -> str:
@@ -295,12 +350,17 @@ def values_of(condition: Condition) -> Mapping[str, tuple[Any, ...]]:
     return {}
 
 
-def _read(node: Any, alias: str) -> Condition:
+def _read(node: Any, alias: str, finder: Finder | None = None) -> Condition:
     kind = type(node)
+    if finder is not None and (linked := finder.find(node)) is not None:
+        return linked
     if kind is WhereNode:
         if not node.children:
             return ANYTHING
-        parts = tuple([_read(child, alias) for child in node.children])
+        if node.negated:  # that a row has no partner excludes it only where partners are asked for
+            finder = None
+        children = node.children if finder is None else finder.group(node)
+        parts = tuple([_read(child, alias, finder) for child in children])
         if node.connector == AND:
             whole: Condition = parts[0] if len(parts) == 1 else All(parts)
         elif node.connector == OR:

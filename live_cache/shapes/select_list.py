@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from django.db import models
@@ -19,9 +20,20 @@ if TYPE_CHECKING:
     from live_cache.changes import Image
     from live_cache.sql.outline import Outline
 
-__all__ = ["distinct_values", "groups_of"]
+__all__ = ["Shown", "distinct_values", "groups_of"]
 
 Value = Callable[["Image"], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One column of a SELECT list."""
+
+    value: Value
+    """What it shows of a row. Raises LookupError, TypeError, ValueError or OverflowError where that is not known."""
+    is_computed: bool
+    """Whether the database computes it, and so writes equal values in one way, however they are stored."""
+
 
 _DAY_FIELDS: Final = {"year": {"month": 1, "day": 1}, "month": {"day": 1}, "day": {}}
 _MIDNIGHT: Final = {"hour": 0, "minute": 0, "second": 0, "microsecond": 0}
@@ -47,8 +59,8 @@ def groups_of(compiler: Any, found: Outline) -> tuple[tuple[str, int], ...]:
     return tuple(groups) if len(named) == len(query.group_by) and named == {name for name, _ in groups} else ()
 
 
-def distinct_values(compiler: Any, found: Outline) -> tuple[Value, ...]:
-    """Return what gives the values that a row of the base table, the only one, shows in a SELECT DISTINCT."""
+def distinct_values(compiler: Any, found: Outline) -> tuple[Shown, ...]:
+    """Return the columns that a row of the base table, the only one, shows in a SELECT DISTINCT."""
     query = compiler.query
     if not found.is_plain or not query.distinct or query.distinct_fields or query.group_by is not None:
         return ()
@@ -56,9 +68,13 @@ def distinct_values(compiler: Any, found: Outline) -> tuple[Value, ...]:
         return ()
     if compiler.get_extra_select(compiler.get_order_by(), compiler.select):  # sorted by what is not shown
         return ()
-    values = [_value(expression, found.base_alias) for expression, _, _ in compiler.select or ()]
-    known = [value for value in values if value is not None]
-    return tuple(known) if len(known) == len(values) else ()
+    shown: list[Shown] = []
+    for expression, _, _ in compiler.select or ():
+        value = _value(expression, found.base_alias)
+        if value is None:
+            return ()
+        shown.append(Shown(value, is_computed=type(expression) in _TRUNCATIONS))
+    return tuple(shown)
 
 
 def _value(expression: Any, alias: str) -> Value | None:
@@ -82,6 +98,8 @@ def _truncation(expression: Any, inner: Value) -> Value | None:
 
         def day(image: Image) -> Any:
             value = inner(image)
+            if value is None:
+                raise ValueError("NULL, or what the field cannot read.")
             if type(value) is datetime.datetime:
                 value = _local(value, expression).date()
             return value.replace(**fields)

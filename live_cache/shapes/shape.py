@@ -20,7 +20,8 @@ from django.db.models import expressions
 
 from live_cache.changes import Image, Record, RowChange
 from live_cache.shapes.conditions import ANYTHING, column_of, may_hold, own_part, values_of
-from live_cache.shapes.select_list import distinct_values, groups_of
+from live_cache.shapes.links import LinkSets
+from live_cache.shapes.select_list import Shown, distinct_values, groups_of
 from live_cache.shapes.text_rules import text_rules_of
 from live_cache.shapes.truth import FALSE, NULL, TRUE, TextRules, is_comparable_field, position
 from live_cache.shapes.uses import Use, uses_of
@@ -61,8 +62,8 @@ class Shape:
     """The plain columns that the outermost ORDER BY begins with."""
     groups: tuple[tuple[str, int], ...]
     """Columns of the base table that rows are grouped by, each with its position; empty if that is not all."""
-    distinct: tuple[Callable[[Image], Any], ...]
-    """For a DISTINCT over the base table alone: what gives the values that a row shows. Empty if that is not known."""
+    distinct: tuple[Shown, ...]
+    """For a DISTINCT over the base table alone: what a row shows. Empty if that is not known."""
     is_one_to_one: bool
     """Whether no join gives a row of the base table more than one row of the result."""
     text: TextRules
@@ -188,13 +189,17 @@ class Scope:
     is_limited: bool
     window: _Window | None
 
-    def cause(self, table: str, change: RowChange, view: View, *, is_of_one_kind: bool) -> str:
+    def cause(
+        self, table: str, change: RowChange, view: View, *, is_of_one_kind: bool, links: LinkSets | None = None
+    ) -> str:
         """
         Return why *change*, of a row of *table*, could change the result that *view* shows; empty if it could not.
 
         Args:
             is_of_one_kind: Whether its transaction has changed rows of this table in no other way, and so has put no
                 row in the place of another one.
+            links: What is known of the link sets. A verdict that needs one which is not known yet is given as if it
+                were empty, and the link is wanted of *links*. None: links say nothing.
 
         Returns:
             "row": the row is shown. "bucket": it fulfils the conditions, before or after. "table": there are none.
@@ -203,7 +208,7 @@ class Scope:
         if uses is None:
             return "table"
         for use in uses:
-            cause = self._cause(use, change, view, is_of_one_kind=is_of_one_kind)
+            cause = self._cause(use, change, view, is_of_one_kind=is_of_one_kind, links=links)
             if cause:
                 return cause
         return ""
@@ -227,9 +232,9 @@ class Scope:
                     return True
         return False
 
-    def _cause(self, use: Use, change: RowChange, view: View, *, is_of_one_kind: bool) -> str:
+    def _cause(self, use: Use, change: RowChange, view: View, *, is_of_one_kind: bool, links: LinkSets | None) -> str:
         columns = change.columns if change.kind == "update" else None
-        is_counted = self.purpose in ("count", "exists") and self.shape.is_row_by_row and use.is_outermost
+        is_counted = self._is_counted(use)
         looked_at = use.membership if is_counted else use.columns
         is_unmoved = False
         if columns is not None:
@@ -241,9 +246,39 @@ class Scope:
         condition, text = use.condition, self.shape.text
         was_in = change.kind != "insert" and may_hold(condition, change.before, text)
         is_in = change.kind != "delete" and may_hold(condition, change.after, text)
+        cause = self._cause_of_part(
+            use, change, view, was_in=was_in, is_in=is_in, is_unmoved=is_unmoved, is_of_one_kind=is_of_one_kind
+        )
+        if not cause or links is None or not use.has_links:
+            return cause
+        condition, unknown = links.narrow(condition)
+        may_have_been = was_in and may_hold(condition, change.before, text)
+        may_be = is_in and may_hold(condition, change.after, text)
+        if (may_have_been, may_be) == (was_in, is_in):
+            return cause
+        cause = self._cause_of_part(
+            use, change, view, was_in=may_have_been, is_in=may_be, is_unmoved=is_unmoved, is_of_one_kind=is_of_one_kind
+        )
+        if not cause:
+            links.want(unknown)
+        return cause
+
+    def _cause_of_part(
+        self,
+        use: Use,
+        change: RowChange,
+        view: View,
+        *,
+        was_in: bool,
+        is_in: bool,
+        is_unmoved: bool,
+        is_of_one_kind: bool,
+    ) -> str:
+        """Return the cause, given whether the row may have, or have had, a part by the conditions."""
+        is_counted = self._is_counted(use)
         if not (was_in or is_in):
             return ""
-        if use.is_anchored and change.kind != "update" and is_of_one_kind:
+        if use.is_anchored and change.kind != "update" and is_of_one_kind and not self._may_be_linked(use, change):
             return ""  # the row that refers to it changes too, and is judged itself
         if self.purpose == "exists" and is_counted and self._excludes_existence(view, was_in=was_in, is_in=is_in):
             return ""
@@ -258,7 +293,20 @@ class Scope:
             cause = self._cause_in_rows(use, change, view, was_in=was_in, is_in=is_in, is_unmoved=is_unmoved)
             if cause is not None:
                 return cause
-        return "table" if condition is ANYTHING else "bucket"
+        return "table" if use.condition is ANYTHING else "bucket"
+
+    def _may_be_linked(self, use: Use, change: RowChange) -> bool:
+        """
+        Return whether the row that comes or goes may belong to a link set, by which others are judged.
+
+        Else a row and one that it refers to, deleted together, would each be excluded by what the other is now.
+        """
+        image = change.before if change.kind == "delete" else change.after
+        return any(may_hold(part, image, self.shape.text) for part in use.linked_parts)
+
+    def _is_counted(self, use: Use) -> bool:
+        """Return whether it matters only how many rows there are."""
+        return self.purpose in ("count", "exists") and self.shape.is_row_by_row and use.is_outermost
 
     def _is_unmoved(self, use: Use, change: RowChange, columns: frozenset[str]) -> bool:
         """Return whether all that decides whether the row is in the result is as it was, though *columns* changed."""
@@ -283,14 +331,15 @@ class Scope:
 
     def _is_no_news(self, change: RowChange, view: View) -> bool:
         """Return whether a row is added to a DISTINCT that shows already what it would show of it."""
-        functions = self.shape.distinct
-        if not functions or change.kind != "insert" or change.after is None:
+        columns = self.shape.distinct
+        if not columns or change.kind != "insert" or change.after is None:
             return False
         try:
-            row = tuple([function(change.after) for function in functions])
-            if not self.shape.text.is_stored_as_shown and any(type(value) not in (int, str) for value in row):
-                return False
-            return row in view.values(tuple(range(len(functions))))
+            row = tuple([column.value(change.after) for column in columns])
+            for column, value in zip(columns, row, strict=True):
+                if not (self.shape.text.is_stored_as_shown or column.is_computed or type(value) in (int, str)):
+                    return False
+            return row in view.values(tuple(range(len(columns))))
         except (LookupError, TypeError, ValueError, OverflowError):  # a value that is not known, or not as expected
             return False
 

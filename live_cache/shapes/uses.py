@@ -17,6 +17,7 @@ from django.db.models.sql.constants import INNER
 from django.db.models.sql.query import Query
 
 from live_cache.shapes.conditions import ANYTHING, All, Condition, OneOf, atoms_of, read_where, values_of
+from live_cache.shapes.links import LinkFinder
 from live_cache.shapes.truth import is_comparable_field
 from live_cache.sql import normalize_table
 
@@ -56,6 +57,10 @@ class Use:
     """Whether each of its rows has a part only by a foreign key that the database enforces, of a row of another use."""
     partner: tuple[str, str, str] | None
     """Of an optional row that no other can take the place of: its column, and the alias and column that it equals."""
+    has_links: bool
+    """Whether the condition has links: parts that speak of another table, and say something once the set is known."""
+    linked_parts: tuple[Condition, ...]
+    """What the links to it ask of its rows: a row that may fulfil one may belong to the link set."""
 
 
 _ANY_ALIAS: Final = "?"
@@ -109,6 +114,8 @@ def _any_use(table: str, outline: Outline) -> Use:
         is_base=False,
         is_anchored=False,
         partner=None,
+        has_links=False,
+        linked_parts=(),
     )
 
 
@@ -151,9 +158,10 @@ def _joins_of(query: Query) -> dict[str, Any]:
 def _uses_in(
     query: Query, joins: Mapping[str, Any], outline: Outline, *, is_outermost: bool, enforces_foreign_keys: bool
 ) -> Iterator[Use]:
-    conditions = _conditions(query, joins)
-    unknown = _unknown_columns(outline)
     is_outermost = is_outermost and outline.is_plain and outline.base_alias in joins
+    finder = LinkFinder(joins, outline.base_alias) if is_outermost else None
+    conditions = _conditions(query, joins, outline.base_alias, finder)
+    unknown = _unknown_columns(outline)
     idle: Counter[tuple[str, str]] = Counter()
     if is_outermost:
         idle = _idle_keys(joins, outline, enforces_foreign_keys=enforces_foreign_keys)
@@ -161,13 +169,15 @@ def _uses_in(
         shown = set(_columns(outline.shown, alias))
         body = _columns(outline.body, alias)
         counts = {column: outline.counts[alias, column] - idle[alias, column] for column in body}
-        shown |= {column for column, count in counts.items() if not count}
+        # A foreign key that is followed to what is shown decides that, also if the WHERE compares it.
+        shown |= {column for column in counts if idle[alias, column]}
         body = {column for column, count in counts.items() if count} | unknown
         order = _columns(outline.order, alias)
         membership = body
         if not is_outermost or outline.orders_by_name or query.distinct or query.group_by is not None:
             membership = shown | body | order
         understood, atoms = atoms_of(query.where, alias)
+        linked_parts = tuple(finder.parts.get(alias, ())) if finder is not None else ()
         yield Use(
             normalize_table(join.table_name),
             alias,
@@ -182,7 +192,9 @@ def _uses_in(
             is_outermost=is_outermost,
             is_base=is_outermost and alias == outline.base_alias,
             is_anchored=is_outermost and enforces_foreign_keys and _is_anchored(join),
-            partner=_partner(join, alias, outline) if is_outermost else None,
+            partner=_partner(join, alias, outline) if is_outermost and not linked_parts else None,
+            has_links=is_outermost and alias == outline.base_alias and bool(finder and finder.parts),
+            linked_parts=linked_parts,
         )
 
 
@@ -229,13 +241,26 @@ def _unknown_columns(outline: Outline) -> set[str]:
     return unknown
 
 
-def _conditions(query: Query, joins: Mapping[str, Any]) -> dict[str, Condition]:
-    """Return what the rows of each alias must fulfil. Of a table that is joined by an outer join: nothing."""
+def _conditions(
+    query: Query, joins: Mapping[str, Any], base_alias: str = "", finder: LinkFinder | None = None
+) -> dict[str, Condition]:
+    """
+    Return what the rows of each alias must fulfil. Of a table that is joined by an outer join: nothing.
+
+    Args:
+        finder: Of the links of *base_alias*. No other alias may have any: what a link set says of a row is proven by
+            the verdicts on the rows that it is linked to, which would rest on the first ones in turn.
+    """
     required: set[str] = set()
     for alias, join in joins.items():  # a table stands behind the one that it is joined to
         if join.parent_alias is None or (join.join_type == INNER and join.parent_alias in required):
             required.add(alias)
-    conditions = {alias: read_where(query.where, alias) if alias in required else ANYTHING for alias in joins}
+    conditions = {
+        alias: read_where(query.where, alias, finder if alias == base_alias else None)
+        if alias in required
+        else ANYTHING
+        for alias in joins
+    }
     _carry_over_joins(joins, required, conditions)
     return conditions
 

@@ -20,6 +20,7 @@ from live_cache.exceptions import FrameError, LedgerUnavailableError
 from live_cache.ledger.clocks import LOG_LENGTH, NEWBORN, ROWS_SLOT, TABLE_SLOT, Intent, Reading, Stamp
 from live_cache.names import KEYS_CLOCK
 from live_cache.shapes.causes import DroppedBy
+from live_cache.shapes.links import LinkSets
 from live_cache.shapes.shape import Scope, View, scope_of
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class _Memo:
 class EntryWitness:
     """See ledger.clocks.Witness. For one look at one entry."""
 
-    __slots__ = ("_header", "_ledger", "_memo", "_plan", "_refused", "_scope", "view")
+    __slots__ = ("_header", "_ledger", "_memo", "_plan", "_refused", "_scope", "links", "view")
 
     def __init__(self, ledger: Ledger, plan: Plan, header: EntryHeader, view: View) -> None:
         self._ledger = ledger
@@ -55,6 +56,8 @@ class EntryWitness:
         self._header = header
         self._scope: Scope | None = None
         self.view = view
+        self.links = LinkSets()
+        """What is known of the link sets; see links.judge()."""
         self._refused: DroppedBy | None = None
         self._memo: _Memo | None = None
 
@@ -167,7 +170,7 @@ class EntryWitness:
             return None
         is_of_one_kind = len({change.kind for change in record.rows}) == 1
         for change in record.rows:
-            reason = scope.cause(table, change, self.view, is_of_one_kind=is_of_one_kind)
+            reason = scope.cause(table, change, self.view, is_of_one_kind=is_of_one_kind, links=self.links)
             if reason:
                 return DroppedBy.of(reason, table, record, change)
         return None

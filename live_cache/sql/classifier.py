@@ -124,11 +124,18 @@ def _merge(statements: list[Statement], vendor: str) -> Statement:
         functions=empty.union(*(statement.functions for statement in statements)),
         commits_implicitly=any(statement.commits_implicitly for statement in statements),
         changes_search_path=any(statement.changes_search_path for statement in statements),
+        changes_values=any(statement.changes_values for statement in statements),
+        ends_with_transaction=_ends_with_transaction(statements),
         changes_isolation=any(statement.changes_isolation for statement in statements),
         locks_rows=any(statement.locks_rows for statement in statements),
         may_delete=any(statement.may_delete for statement in statements),
         is_limited_to_session=all(statement.is_limited_to_session for statement in statements),
     )
+
+
+def _ends_with_transaction(statements: list[Statement]) -> bool:
+    changing = [each for each in statements if each.changes_search_path or each.changes_values]
+    return bool(changing) and all(each.ends_with_transaction for each in changing)
 
 
 def _as_text(sql: object) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from live_cache.sql.session_settings import ANY_EFFECT, effect_of_setting
 from live_cache.sql.tokens import is_name, normalize_table
 
 __all__ = ["WRITE_VERBS", "Clauses"]
@@ -29,7 +30,6 @@ _RESERVED = frozenset(
     | {"using", "where"}
 )
 _WRITE_MODIFIERS = frozenset({"delayed", "high_priority", "ignore", "low_priority", "quick"})
-_SAFE_SETTINGS = frozenset({"'application_name", "'client_min_messages", "'lock_timeout", "'statement_timeout"})
 
 
 class _Frame:
@@ -67,6 +67,8 @@ class Clauses:
         self.locks_rows = False
         self.may_delete = False
         self.changes_search_path = False
+        self.changes_values = False
+        self.has_local_setting = False  # and no other
         self.changes_isolation = False
         self._is_table_next = False
         self._pairs: dict[int, int] | None = None
@@ -219,10 +221,22 @@ class Clauses:
         function = _bare(token).lower()
         self.functions.add(function)
         if function == "set_config":
-            setting = self.at(i + 1).lower() if self.at(i + 2) == "," else " "
-            if setting not in _SAFE_SETTINGS:
-                self.changes_search_path = True
-                self.changes_isolation = self.changes_isolation or setting[0] != "'" or "transaction" in setting
+            self._note_setting(i)
+
+    def _note_setting(self, i: int) -> None:
+        """Take in set_config(), whose parenthesis is at *i*."""
+        is_literal = self.at(i + 1)[0] == "'" and self.at(i + 2) == ","
+        effect = effect_of_setting(self.at(i + 1)[1:].lower(), "postgresql") if is_literal else ANY_EFFECT
+        if not (effect.search_path or effect.values):
+            self.changes_isolation = self.changes_isolation or effect.isolation
+            return
+        is_first = not (self.changes_search_path or self.changes_values)
+        end = self._closing(i)
+        is_local = self.tokens[end - 2 : end] == [",", "true"]
+        self.has_local_setting = is_local and (is_first or self.has_local_setting)
+        self.changes_search_path = self.changes_search_path or effect.search_path
+        self.changes_values = self.changes_values or effect.values
+        self.changes_isolation = self.changes_isolation or effect.isolation
 
     def _close(self, i: int) -> int:
         if not self._stack:

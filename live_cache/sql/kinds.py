@@ -44,12 +44,15 @@ class Statement:
             what was changed before it may be committed now or later, and what follows may be in the same transaction.
         changes_search_path: Afterwards the same names may stand for other rows: another schema, role or database, a
             setting that a row policy may look at, a temporary table that hides a table.
+        changes_values: Afterwards the same query may give other values or other rows: a time zone, a collation, a mode
+            of SQL, or any setting that is not known to be harmless.
+        ends_with_transaction: What `changes_search_path` and `changes_values` tell is over when the transaction is.
         changes_isolation: Afterwards the isolation level of the connection, or of this transaction, is not known.
         locks_rows: A query with FOR UPDATE or the like.
         may_delete: Rows of the tables that it writes may be deleted, also by REPLACE or MERGE, so that the database may
             cascade to other tables.
         is_limited_to_session: What it changes, other connections never see, and this one only through
-            `changes_search_path`. False where that is not certain.
+            `changes_search_path` and `changes_values`. False where that is not certain.
     """
 
     kind: StatementKind
@@ -58,6 +61,8 @@ class Statement:
     functions: frozenset[str] = frozenset()
     commits_implicitly: bool = False
     changes_search_path: bool = False
+    changes_values: bool = False
+    ends_with_transaction: bool = False
     changes_isolation: bool = False
     locks_rows: bool = False
     may_delete: bool = False
@@ -75,6 +80,7 @@ def unknown(vendor: str, *, is_switching: bool = True) -> Statement:
         StatementKind.UNKNOWN,
         commits_implicitly=vendor not in ("postgresql", "sqlite"),
         changes_search_path=is_switching,
+        changes_values=is_switching,
         changes_isolation=is_switching,
     )
 
@@ -85,12 +91,22 @@ def result(
     *,
     commits: bool = False,
     switches: bool = False,
+    values: bool = False,
     isolation: bool = False,
+    is_local: bool = False,
     is_limited: bool = False,
 ) -> Statement:
     """Return the Statement of *kind* with the findings of *c*, or an UNKNOWN one if they are unclear."""
     if c.is_unclear:
-        return Statement(StatementKind.UNKNOWN, commits_implicitly=commits)
+        return Statement(
+            StatementKind.UNKNOWN,
+            commits_implicitly=commits,
+            changes_search_path=c.changes_search_path,
+            changes_values=c.changes_values,
+            changes_isolation=c.changes_isolation,
+        )
+    if "pg_settings" in c.written:  # a view whose UPDATE is a SET
+        switches = values = isolation = True
     return Statement(
         kind,
         written=frozenset(c.written),
@@ -98,6 +114,8 @@ def result(
         functions=frozenset(c.functions),
         commits_implicitly=commits,
         changes_search_path=switches or c.changes_search_path,
+        changes_values=values or c.changes_values,
+        ends_with_transaction=is_local or (c.has_local_setting and not (switches or values)),
         changes_isolation=isolation or c.changes_isolation,
         locks_rows=c.locks_rows,
         may_delete=c.may_delete,

@@ -72,9 +72,13 @@ _VALUE_FUNCTIONS: Final = _STEADY_FUNCTIONS | frozenset(
 """Functions, and words before a parenthesis, that write nothing: a new value may depend on anything."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RowWrite:
-    """One UPDATE or DELETE. Texts are as they stand in the statement, with its quotes, ``%s`` and ``%%``."""
+    """
+    One UPDATE or DELETE. Texts are as they stand in the statement, with its quotes, ``%s`` and ``%%``.
+
+    Each is itself, as read_row_write() returns the same one again for the same text: cheap to look up by.
+    """
 
     verb: Literal["update", "delete"]
     table: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from live_cache.sql.clauses import Clauses
 from live_cache.sql.kinds import Statement, StatementKind, commits_on_schema_change, result, unknown
+from live_cache.sql.session_settings import SCOPE_WORDS, VALUE_PRAGMAS, SettingEffect, effect_of_setting
 from live_cache.sql.tokens import is_name
 
 __all__ = ["SESSION_HANDLERS"]
@@ -71,31 +72,37 @@ def _savepoint(c: Clauses, i: int) -> Statement:
     return result(c, StatementKind.RELEASE_SAVEPOINT if is_release else StatementKind.SAVEPOINT)
 
 
-_ISOLATION_SETTINGS = frozenset(
-    f"{prefix}{name}"
-    for prefix in ("", "default_")
-    for name in ("transaction_isolation", "transaction_read_only", "transaction_deferrable", "tx_isolation")
-) | {"transaction", "transaction_snapshot", "characteristics", "tx_read_only"}
-_TENANT_SETTINGS = frozenset({"search_path", "schema", "role", "authorization", "row_security", "all", "default"})
-_SCOPE_WORDS = frozenset({"session", "local", "global", "persist", "persist_only"})
-
-
 def _set(c: Clauses, i: int) -> Statement:
     if c.vendor == "mysql":
         return _set_mysql(c, i)
     if c.vendor != "postgresql":
         return unknown(c.vendor)
     i += 1
-    if c.at(i) in _SCOPE_WORDS and is_name(c.at(i + 1)) and c.at(i + 1) != "to":
+    is_local = False
+    while c.at(i) in SCOPE_WORDS and is_name(c.at(i + 1)) and c.at(i + 1) != "to":
+        is_local = is_local or c.at(i) == "local"
         i += 1
-    setting = c.at(i).removeprefix('"').lower()
-    # A setting with a dot in its name is one that row policies look at.
-    switches = setting in _TENANT_SETTINGS or c.at(i + 1) == "."
-    return result(c, StatementKind.SESSION, switches=switches, isolation=setting in _ISOLATION_SETTINGS)
+    return _setting(c, effect_of_setting(_setting_name(c, i), c.vendor), is_local=is_local)
+
+
+def _setting_name(c: Clauses, i: int) -> str:
+    name = c.at(i).removeprefix('"').lower()
+    return f"{name}.{c.at(i + 2)}" if c.at(i + 1) == "." else name
+
+
+def _setting(c: Clauses, effect: SettingEffect, *, is_local: bool = False) -> Statement:
+    return result(
+        c,
+        StatementKind.SESSION,
+        switches=effect.search_path,
+        values=effect.values,
+        isolation=effect.isolation,
+        is_local=is_local and (effect.search_path or effect.values),
+    )
 
 
 def _set_mysql(c: Clauses, i: int) -> Statement:
-    switches = isolation = False
+    switches = values = isolation = False
     depth = 0
     is_start = True
     for j in range(i + 1, len(c.tokens)):
@@ -103,7 +110,7 @@ def _set_mysql(c: Clauses, i: int) -> Statement:
         depth += (token == "(") - (token == ")")
         if (
             is_start
-            and token not in _SCOPE_WORDS
+            and token not in SCOPE_WORDS
             and not (token.startswith("@@") and c.at(j + 1) == ".")
             and token != "."
         ):
@@ -111,31 +118,35 @@ def _set_mysql(c: Clauses, i: int) -> Statement:
             setting = token.lstrip('@"').lower() if not token.startswith("@") or token.startswith("@@") else "@"
             if setting in ("autocommit", "completion_type", "password", "resource") or not setting:
                 return unknown(c.vendor)
-            switches = switches or setting in ("role", "default")
-            isolation = isolation or setting in _ISOLATION_SETTINGS
+            effect = effect_of_setting(setting, c.vendor)
+            switches, values, isolation = (
+                switches or effect.search_path,
+                values or effect.values,
+                isolation or effect.isolation,
+            )
         if token == "," and depth == 0:
             is_start = True
     c.read(i + 1)
     if c.has_written:
         return unknown(c.vendor)
-    return result(c, StatementKind.SESSION, switches=switches, isolation=isolation)
+    return _setting(c, SettingEffect(switches, values, isolation))
 
 
 def _reset(c: Clauses, i: int) -> Statement:
+    # Back to what the server says, which Django may have set otherwise when it connected.
     if c.vendor != "postgresql":
         return unknown(c.vendor)
-    words = {token.removeprefix('"').lower() for token in c.tokens[i + 1 :]}
-    everything = "all" in words
-    switches = everything or not _TENANT_SETTINGS.isdisjoint(words) or "." in words
-    isolation = everything or not _ISOLATION_SETTINGS.isdisjoint(words)
-    return result(c, StatementKind.SESSION, switches=switches, isolation=isolation)
+    if c.at(i + 1) == "session":  # AUTHORIZATION
+        i += 1
+    return _setting(c, effect_of_setting(_setting_name(c, i + 1), c.vendor))
 
 
 def _discard(c: Clauses, i: int) -> Statement:
     # Temporary tables go, and what they hid comes back.
     if c.vendor != "postgresql":
         return unknown(c.vendor)
-    return result(c, StatementKind.SESSION, switches=c.at(i + 1) != "plans", isolation=c.at(i + 1) == "all")
+    is_all = c.at(i + 1) == "all"
+    return _setting(c, SettingEffect(search_path=c.at(i + 1) != "plans", values=is_all, isolation=is_all))
 
 
 def _use(c: Clauses, i: int) -> Statement:
@@ -195,7 +206,8 @@ def _pragma(c: Clauses, i: int) -> Statement:
     if is_bare and pragma not in ("incremental_vacuum", "optimize", "shrink_memory", "wal_checkpoint"):
         return result(c, StatementKind.READ)
     # temp_store drops the temporary tables, and what they hid comes back.
-    return result(c, StatementKind.SESSION, switches=pragma == "temp_store", isolation=pragma == "read_uncommitted")
+    effect = SettingEffect(pragma == "temp_store", pragma in VALUE_PRAGMAS, pragma == "read_uncommitted")
+    return _setting(c, effect)
 
 
 SESSION_HANDLERS = {

@@ -167,7 +167,7 @@ def _explain(c: Clauses, i: int) -> Statement:
         return explained
     if explained.kind is StatementKind.UNKNOWN and c.at(j) not in ("execute", "call"):
         return explained
-    c.locks_rows = c.changes_search_path = c.changes_isolation = False
+    c.locks_rows = c.changes_search_path = c.changes_values = c.changes_isolation = c.has_local_setting = False
     c.read_tables |= c.written
     c.written.clear()
     return result(c, StatementKind.READ)

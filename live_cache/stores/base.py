@@ -27,6 +27,7 @@ __all__ = [
     "StoreMetrics",
     "StoredValue",
     "has_prefix",
+    "lease_key",
     "validate_key",
 ]
 
@@ -131,6 +132,11 @@ def has_prefix(key: str, prefix: str) -> bool:
     return key == prefix or key.startswith(prefix + "/")
 
 
+def lease_key(key: str) -> str:
+    """Return the key under which a store keeps the lease of *key*."""
+    return f"lease/{key}"
+
+
 class Store(ABC):
     """
     Bytes under text keys.
@@ -233,6 +239,37 @@ class Store(ABC):
     @abstractmethod
     def touch(self, key: str, timeout_s: float | None) -> bool:
         """Give *key* a new time to live. Return whether it was there."""
+
+    def take_lease(self, key: str, token: bytes, *, timeout_s: float) -> tuple[bool, bytes | Missing]:
+        """
+        Take the lease of *key*, unless it is held, and then read the value under *key*.
+
+        A lease is a promise to put that value soon, so that others may wait for it. It binds nobody, and like any
+        value it may be evicted.
+
+        Args:
+            token: Names the owner; no two are alike.
+            timeout_s: Seconds, more than 0, after which it ends by itself.
+
+        Returns:
+            Whether it was taken, and then the value of a moment when it was held, or MISS.
+        """
+        if not self.compare_and_swap(lease_key(key), None, token, timeout_s=timeout_s):
+            return False, MISS
+        return True, self.get(key)
+
+    def is_leased(self, key: str) -> bool:
+        """Return whether somebody holds the lease of *key*."""
+        return self.exists(lease_key(key))
+
+    def release_lease(self, key: str, token: bytes) -> None:
+        """End the lease of *key* if *token* holds it."""
+        self.compare_and_swap(lease_key(key), token, b"", timeout_s=0)
+
+    def put_and_release(self, key: str, value: bytes, token: bytes, *, timeout_s: float | None = None) -> None:
+        """Do what put() does, then end the lease of *key* if *token* holds it. In one round trip, where it can be."""
+        self.put(key, value, timeout_s=timeout_s)
+        self.release_lease(key, token)
 
     @abstractmethod
     def clear(self) -> None:

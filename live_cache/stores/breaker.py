@@ -4,12 +4,12 @@ A circuit breaker: a server or a disk that does not answer is left alone, and tr
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable
 from typing import Final
 
+from live_cache.chance import chance
 from live_cache.stores.counters import Tally
 from live_cache.stores.forks import ForkAware
 
@@ -131,4 +131,4 @@ class CircuitBreaker(ForkAware):
         self.closed_count += 1
 
     def _jittered(self) -> float:
-        return self._pause_s * (1 + random.random() * _JITTER)
+        return self._pause_s * (1 + chance.random() * _JITTER)

@@ -22,7 +22,7 @@ from live_cache.exceptions import (
     StoreError,
     StoreUnavailableError,
 )
-from live_cache.stores.base import MISS, FlushReport, Missing, Store, StoredValue, StoreMetrics, validate_key
+from live_cache.stores.base import MISS, FlushReport, Missing, Store, StoredValue, StoreMetrics, lease_key, validate_key
 from live_cache.stores.counters import StoreCounters
 from live_cache.stores.disk_rows import (
     COUNT,
@@ -250,6 +250,23 @@ class DiskStore(Store):
         if is_stored:
             self._counters.puts.add_one()
         return is_stored
+
+    def put_and_release(self, key: str, value: bytes, token: bytes, *, timeout_s: float | None = None) -> None:
+        """Do what put() does, and end the lease of *key* if *token* holds it, in one transaction."""
+        if timeout_s is not None and timeout_s <= 0:
+            super().put_and_release(key, value, token, timeout_s=timeout_s)
+            return
+        validate_key(key)
+
+        def put(connection: sqlite3.Connection) -> None:
+            self._rows.store(connection, [(key, value)], None if timeout_s is None else self._clock() + timeout_s)
+            connection.execute(f"{DELETE} AND value = ?", (lease_key(key), token))
+
+        try:
+            self._write(put)
+        except NoRoomError as error:
+            raise self._reject(key, value) from error
+        self._counters.puts.add_one()
 
     def touch(self, key: str, timeout_s: float | None) -> bool:
         """Give *key* a new time to live. Return whether it was there."""

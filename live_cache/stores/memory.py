@@ -11,7 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, Protocol, TypeAlias, cast
+from typing import Final, NoReturn, Protocol, TypeAlias, cast
 
 from live_cache.exceptions import QuotaExceededError
 from live_cache.stores.base import MISS, Missing, Store, StoredValue, StoreMetrics, has_prefix, validate_key
@@ -317,12 +317,10 @@ class MemoryStore(ForkAware, Store):
             raise TypeError(f"A store holds bytes; the value for {key!r} is {type(value).__name__}.")
         size_bytes = sys.getsizeof(value) + sys.getsizeof(key) + _ENTRY_OVERHEAD_BYTES
         if size_bytes > self.max_bytes:
-            self._counters.rejected_puts.add_one()
-            if self._drop(key):
-                self._counters.count_evictions("rejected")
-            raise QuotaExceededError(
+            self._reject(
+                key,
                 f"The value for {key!r} takes {size_bytes} bytes; "
-                f"the store {self.name!r} holds at most {self.max_bytes} in all."
+                f"the store {self.name!r} holds at most {self.max_bytes} in all.",
             )
         if not self.evicts:
             self._refuse_if_full(key, size_bytes)
@@ -350,13 +348,19 @@ class MemoryStore(ForkAware, Store):
                 if other != key:
                     self._live(other)
         if is_full():
-            self._counters.rejected_puts.add_one()
-            if self._drop(key):
-                self._counters.count_evictions("rejected")
-            raise QuotaExceededError(
-                f"There is no room for {key!r}: the store {self.name!r} holds {len(self._entries)} of "
-                f"{self.max_entries} entries, {self._size_bytes} of {self.max_bytes} bytes, and evicts nothing."
+            held_bytes, n_entries = self._size_bytes, len(self._entries)
+            self._reject(
+                key,
+                f"There is no room for {key!r}: the store {self.name!r} holds {n_entries} of "
+                f"{self.max_entries} entries, {held_bytes} of {self.max_bytes} bytes, and evicts nothing.",
             )
+
+    def _reject(self, key: str, message: str) -> NoReturn:
+        # The value from before must not be taken for the one that was refused.
+        self._counters.rejected_puts.add_one()
+        if self._drop(key):
+            self._counters.count_evictions("rejected")
+        raise QuotaExceededError(message)
 
     def _evict(self, reason: str) -> None:
         _, entry = self._entries.popitem()

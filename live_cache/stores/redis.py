@@ -207,6 +207,24 @@ class RedisStore(ForkAware, Store):
         """See touch()."""
         return bool(await self._arun(self._steps.touch(key, timeout_s)))
 
+    def take_lease(self, key: str, token: bytes, *, timeout_s: float) -> tuple[bool, bytes | Missing]:
+        """See Store.take_lease(). One round trip."""
+        return self._run(self._steps.take_lease(key, token, timeout_s))
+
+    def is_leased(self, key: str) -> bool:
+        """Return whether somebody holds the lease of *key*."""
+        return bool(self._run(self._steps.send(("EXISTS", self._steps.lease_name(key)))))
+
+    def release_lease(self, key: str, token: bytes) -> None:
+        """End the lease of *key* if *token* holds it."""
+        self._run(self._steps.send(self._steps.release(key, token)))
+
+    def put_and_release(self, key: str, value: bytes, token: bytes, *, timeout_s: float | None = None) -> None:
+        """Do what put() does, and end the lease of *key* if *token* holds it, in the same round trip."""
+        pairs = self._pairs({key: value})
+        steps = self._steps.put_many(pairs, timeout_s, then=self._steps.release(key, token))
+        self._run(steps, is_quick=_is_small(pairs))
+
     def clear(self) -> None:
         """Drop every key under the store's prefix, in batches, and no other."""
         self._run(self._steps.clear(), is_quick=False)

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from live_cache.exceptions import QuotaExceededError, StoreError, StoreUnavailableError
 from live_cache.redis_connection import Command
 from live_cache.redis_late import late_answers
-from live_cache.stores.base import MISS, Missing, StoredValue, has_prefix, validate_key
+from live_cache.stores.base import MISS, Missing, StoredValue, has_prefix, lease_key, validate_key
 from live_cache.stores.counters import StoreCounters
 from live_cache.stores.redis_scripts import COMPARE_AND_SWAP, GET_WITH_EXPIRY, INCREMENT, PERSIST
 from live_cache.stores.tier_state import Claims, Debts
@@ -85,19 +85,26 @@ class RedisSteps:
         self.counters.count_lookups(hits=len(found), misses=len(names) - len(found))
         return found
 
-    def put_many(self, pairs: Sequence[tuple[str, bytes]], timeout_s: float | None) -> Steps[None]:
+    def put_many(
+        self, pairs: Sequence[tuple[str, bytes]], timeout_s: float | None, *, then: Command | None = None
+    ) -> Steps[None]:
+        """Store *pairs*, and do *then* after the first batch, in the same round trip."""
+        also = [] if then is None else [then]
         timeout_ms = _milliseconds(timeout_s)
         if timeout_ms is not None and timeout_ms <= 0:
             yield from self._check_values(pairs)
             yield from self._drop([name for name, _ in pairs])
             self.counters.puts.add(len(pairs))
+            if also:
+                yield also
             return
         rest = list(pairs)
         try:
             while rest:
                 batch = rest[: self._batch]
                 yield from self._check_values(batch)
-                yield from self._put_batch(batch, timeout_ms)
+                yield from self._put_batch(batch, timeout_ms, also)
+                also = []
                 self.counters.puts.add(len(batch))
                 del rest[: self._batch]
         except StoreUnavailableError:
@@ -105,10 +112,12 @@ class RedisSteps:
             self.debts.add_keys(name for name, _ in rest[self._batch :])
             raise
 
-    def _put_batch(self, batch: Sequence[tuple[str, bytes]], timeout_ms: int | None) -> Steps[None]:
+    def _put_batch(
+        self, batch: Sequence[tuple[str, bytes]], timeout_ms: int | None, also: Sequence[Command]
+    ) -> Steps[None]:
         expiry: tuple[str | int, ...] = () if timeout_ms is None else ("PX", timeout_ms)
         commands: list[Command] = [("SET", name, value, *expiry) for name, value in batch]
-        yield from self._rejecting(batch, self._write([name for name, _ in batch], commands))
+        yield from self._rejecting(batch, self._write([name for name, _ in batch], [*commands, *also]))
 
     def _rejecting(self, batch: Sequence[tuple[str, bytes]], steps: Steps[T]) -> Steps[T]:
         """Take the steps; if the server is full, drop the older values of *batch*."""
@@ -258,6 +267,27 @@ class RedisSteps:
         if is_stored:
             self.counters.puts.add_one()
         return bool(is_stored)
+
+    def lease_name(self, key: str) -> str:
+        """Return the name of the lease of *key*. Its hash tag puts it on the node of a cluster that has the value."""
+        return f"{self.prefix}{lease_key('{' + self.full_key(key) + '}')}"
+
+    def take_lease(self, key: str, token: bytes, timeout_s: float) -> Steps[tuple[bool, bytes | Missing]]:
+        name = self.full_key(key)
+        yield from self._settle([name])
+        timeout_ms = max(1, _milliseconds(timeout_s) or 1)
+        answer, value = yield [("SET", self.lease_name(key), token, "NX", "PX", timeout_ms), ("GET", name)]
+        is_taken = answer is not None and answer is not False
+        return is_taken, value if is_taken and value is not None else MISS
+
+    def release(self, key: str, token: bytes) -> Command:
+        """Return the command that ends the lease of *key* if *token* holds it."""
+        return (COMPARE_AND_SWAP, self.lease_name(key), "1", token, b"", "0")
+
+    def send(self, command: Command) -> Steps[Any]:
+        """Send one command that needs no key of a value."""
+        (answer,) = yield [command]
+        return answer
 
     def touch(self, key: str, timeout_s: float | None) -> Steps[Any]:
         timeout_ms = _milliseconds(timeout_s)

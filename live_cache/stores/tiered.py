@@ -102,6 +102,33 @@ class TieredStore(TieredTwins):
 
     def put_many(self, items: Mapping[str, bytes], *, timeout_s: float | None = None) -> None:
         """Store every value of *items*. Not atomic over the keys. See put()."""
+        self._put_many(items, lambda index, store: store.put_many(items, timeout_s=timeout_s))
+
+    def put_and_release(self, key: str, value: bytes, token: bytes, *, timeout_s: float | None = None) -> None:
+        """Store *value* in every tier; the farthest then ends the lease of *key* if *token* holds it. See put()."""
+        farthest = len(self.stores) - 1
+
+        def put(index: int, store: Store) -> None:
+            if index == farthest:
+                store.put_and_release(key, value, token, timeout_s=timeout_s)
+            else:
+                store.put(key, value, timeout_s=timeout_s)
+
+        self._put_many({key: value}, put)
+
+    def take_lease(self, key: str, token: bytes, *, timeout_s: float) -> tuple[bool, bytes | Missing]:
+        """Let the farthest tier decide. See Store.take_lease()."""
+        return self.stores[-1].take_lease(key, token, timeout_s=timeout_s)
+
+    def is_leased(self, key: str) -> bool:
+        """Ask the farthest tier."""
+        return self.stores[-1].is_leased(key)
+
+    def release_lease(self, key: str, token: bytes) -> None:
+        """Tell the farthest tier."""
+        self.stores[-1].release_lease(key, token)
+
+    def _put_many(self, items: Mapping[str, bytes], put: Callable[[int, Store], None]) -> None:
         for key in items:
             validate_key(key)
         if not items:
@@ -112,7 +139,7 @@ class TieredStore(TieredTwins):
             for index in self._far_to_near:
                 store = self.stores[index]
                 try:
-                    store.put_many(items, timeout_s=timeout_s)
+                    put(index, store)
                 except QuotaExceededError as error:
                     rejection = rejection or error
                     if len(items) > 1:  # The tier dropped the old value of one key; which, it does not say.

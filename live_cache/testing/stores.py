@@ -4,21 +4,17 @@ The conformance suite of every store. Subclass it in a test module, with make_st
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import multiprocessing
-import threading
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from live_cache.exceptions import InvalidKeyError, QuotaExceededError, StoreError, StoreUnsupportedError
-from live_cache.stores.base import MAX_KEY_BYTES, MISS, FlushReport, Missing, Store, StoredValue, has_prefix
+from live_cache.stores.base import MAX_KEY_BYTES, MISS, FlushReport, Store, StoredValue, has_prefix
 from live_cache.testing.capabilities import capabilities
-from live_cache.testing.twins import OverTwins
+from live_cache.testing.store_users import StoreUsers
 
 __all__ = ["StoreSuite"]
 
@@ -51,56 +47,15 @@ _LARGEST = 2**63 - 1
 _SMALLEST = -(2**63)
 
 
-class StoreSuite(ABC):
+class StoreSuite(StoreUsers):
     """
     Checks of all that live_cache.stores.base.Store promises.
 
     Subclass it under a name that begins with Test, and implement the hooks; a missing one is a TypeError at each test.
-    A fresh instance serves each test, so state for advance() may live on it. For a store that other processes see,
-    make_store() is called again in each of eight forked processes and must lead to the same entries.
     """
 
-    oversized_bytes: ClassVar[int | None] = None
-    """Length of a value that the store rejects; None if there is none that a test could hold."""
     label: ClassVar[str] = ""
     """Name in the table of capabilities that the run prints; empty for none."""
-
-    @abstractmethod
-    def make_store(self, tmp_path: Path) -> Store:
-        """Return the store to test: empty when it is first called with *tmp_path*, the same entries afterwards."""
-
-    @abstractmethod
-    def peek(self, store: Store, key: str) -> bytes | None:
-        """Return the bytes under *key* without the help of *store*; None if there are none."""
-
-    @abstractmethod
-    def poke(self, store: Store, key: str, value: bytes) -> None:
-        """Put *value* under *key*, to live for ever, without the help of *store*."""
-
-    @abstractmethod
-    def advance(self, seconds: float) -> None:
-        """Let *seconds* pass for the store, without waiting."""
-
-    @pytest.fixture(params=["sync", "async"])
-    def store(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-        """Make the store under test, once by itself and once by its async twins."""
-        store = self.make_store(tmp_path)
-        if request.param == "sync":
-            yield store
-            store.clear()
-            store.close()
-            return
-        twins = OverTwins(store)
-        yield twins
-        twins.clear()
-        twins.close()
-        twins.finish()
-
-    def _peek(self, store: Store, key: str) -> bytes | None:
-        return self.peek(_bare(store), key)
-
-    def _poke(self, store: Store, key: str, value: bytes) -> None:
-        self.poke(_bare(store), key, value)
 
     # Values
 
@@ -376,6 +331,41 @@ class StoreSuite(ABC):
         self.advance(10)
         assert store.get("key") is MISS
 
+    def test_a_lease_has_one_owner(self, store: Store) -> None:
+        """Who takes it first has it, until he ends it or its time is over; it is no value of its key."""
+        assert store.take_lease("key", b"first", timeout_s=10) == (True, MISS)
+        assert store.take_lease("key", b"second", timeout_s=10) == (False, MISS)
+        assert store.is_leased("key") is True
+        assert store.exists("key") is False
+        assert list(store.keys("key")) == []
+        store.release_lease("key", b"second")
+        assert store.is_leased("key") is True
+        store.release_lease("key", b"first")
+        assert store.is_leased("key") is False
+        store.put("key", b"value")
+        assert store.take_lease("key", b"second", timeout_s=10) == (True, b"value")
+        self.advance(10)
+        assert store.is_leased("key") is False
+        assert store.take_lease("key", b"third", timeout_s=10) == (True, b"value")
+        store.release_lease("key", b"second")
+        assert store.is_leased("key") is True
+
+    def test_a_put_can_end_a_lease(self, store: Store) -> None:
+        """That of its owner only; the value is stored in either case, with its time to live."""
+        for token, is_leased in ((b"second", True), (b"first", False)):
+            store.take_lease("key", b"first", timeout_s=60)
+            store.put_and_release("key", token, token, timeout_s=5)
+            assert store.get("key") == token
+            assert store.is_leased("key") is is_leased
+        store.take_lease("other", b"first", timeout_s=60)
+        store.put_and_release("key", b"value", b"first")
+        assert store.is_leased("other") is True
+        assert store.get_with_expiry("key") == StoredValue(b"value", None)
+        store.take_lease("key", b"first", timeout_s=60)
+        store.put_and_release("key", b"value", b"first", timeout_s=0)
+        assert store.get("key") is MISS
+        assert store.is_leased("key") is False
+
     # The store as a whole
 
     def test_hits_and_misses_are_lookups(self, store: Store) -> None:
@@ -434,153 +424,7 @@ class StoreSuite(ABC):
         store.put("other", b"2")
         assert store.get("other") == b"2"
 
-    def test_twins_leave_the_loop_as_they_say(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A twin that is inline runs in the loop's thread, one by threads in another; a hit takes one hop at most."""
-        bare = _bare(store)
-        if not isinstance(store, OverTwins) or bare.async_kind not in ("inline", "thread"):
-            return
-        threads: list[int] = []
-        read = bare.get_many
-
-        def get_many(keys: Iterable[str]) -> dict[str, bytes]:
-            threads.append(threading.get_ident())
-            return read(keys)
-
-        monkeypatch.setattr(bare, "get_many", get_many)
-        store.put("key", b"1")
-        assert store.get_many(["key"]) == {"key": b"1"}
-        assert len(threads) == 1
-        assert (threads[0] == store.loop_thread) is (bare.async_kind == "inline")
-
-    def test_twins_work_in_one_loop_after_another(self, tmp_path: Path) -> None:
-        """What a loop holds open ends with it: each asyncio.run() has its own."""
-        store = self.make_store(tmp_path)
-
-        async def count() -> int | Missing:
-            return await store.aincrement("key", default=0)
-
-        assert [asyncio.run(count()) for _ in range(3)] == [1, 2, 3]
-        store.clear()
-        store.close()
-
-    def test_many_tasks_of_one_loop(self, store: Store) -> None:
-        """Fifty tasks at once lose nothing."""
-        if not isinstance(store, OverTwins):
-            return
-        bare = store.store
-
-        async def work(number: int) -> None:
-            await bare.aput(f"own/{number}", b"%d" % number)
-            assert await bare.aget(f"own/{number}") in (MISS, b"%d" % number)
-            await bare.aincrement("sum", default=0)
-
-        async def all_at_once() -> None:
-            await asyncio.gather(*map(work, range(50)))
-
-        store.wait(all_at_once())
-        assert store.get("sum") == b"50"
-        assert len(store.get_many([f"own/{number}" for number in range(50)])) == 50
-
     def test_capabilities(self, store: Store, tmp_path: Path) -> None:
         """What the store says of itself holds, for itself and for its twins."""
         if self.label:
             capabilities(store, self.label, advance=self.advance, opened_again=lambda: self.make_store(tmp_path))
-
-    # Together
-
-    def test_eight_threads_never_read_backwards(self, store: Store) -> None:
-        """After put() returned, no thread reads an older value; sums and swaps lose nothing; counters are exact."""
-        accepted = [0] * 4
-        failures: list[BaseException] = []
-        store.put("sum", b"0")
-        before = store.metrics()
-        asked = [0] * 8
-
-        def work(number: int) -> None:
-            try:
-                for turn in range(1, 41):
-                    if number < 4:
-                        store.put(f"own/{number}", b"%d" % turn)
-                        accepted[number] = turn
-                        store.increment("sum")
-                        continue
-                    least = accepted[number - 4]
-                    value = store.get(f"own/{number - 4}")
-                    asked[number] += 1
-                    assert (0 if value is MISS else int(value)) >= (0 if value is MISS else least)
-            except BaseException as error:
-                failures.append(error)
-
-        _run_threads(8, work)
-        assert failures == []
-        assert store.get_many([f"own/{number}" for number in range(4)]) == {
-            f"own/{number}": b"40" for number in range(4)
-        }
-        assert store.get("sum") == b"160"
-        after = store.metrics()
-        assert after.lookups - before.lookups == sum(asked) + 5
-        assert after.lookups == after.hits + after.misses
-        assert after.puts - before.puts == 160
-
-    def test_a_swap_has_one_winner(self, store: Store) -> None:
-        """Of eight threads that expect nothing, one stores."""
-        won: list[int] = []
-
-        def work(number: int) -> None:
-            if store.compare_and_swap("key", None, b"%d" % number):
-                won.append(number)
-
-        _run_threads(8, work)
-        assert len(won) == 1
-        assert store.get("key") == b"%d" % won[0]
-
-    @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-    def test_eight_processes_share_the_entries(self, store: Store, tmp_path: Path) -> None:
-        """Each process sees the others' values, never an older one; no increment and no delete is lost."""
-        if not store.is_shared_by_processes:
-            return
-        context = multiprocessing.get_context("fork")
-        store.put("before", b"1")
-
-        def work(number: int) -> None:
-            made = self.make_store(tmp_path)
-            own = OverTwins(made) if isinstance(store, OverTwins) else made
-            assert own.get("before") == b"1"
-            seen = [-1] * 8
-            for turn in range(25):
-                for neighbour in range(8):
-                    value = own.get(f"own/{neighbour}")
-                    if value is not MISS:
-                        assert int(value) >= seen[neighbour]
-                        seen[neighbour] = int(value)
-                own.put(f"own/{number}", b"%d" % turn)
-                assert own.get(f"own/{number}") in (MISS, b"%d" % turn)
-                own.increment("sum", default=0)
-                own.put(f"gone/{number}/{turn}", b"1")
-                assert own.delete(f"gone/{number}/{turn}") is True
-            own.close()
-
-        processes = [context.Process(target=work, args=(number,)) for number in range(8)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(60)
-        assert [process.exitcode for process in processes] == [0] * 8
-        assert store.get("sum") == b"200"
-        assert list(store.keys("gone")) == []
-        assert store.get_many([f"own/{number}" for number in range(8)]) == {
-            f"own/{number}": b"24" for number in range(8)
-        }
-
-
-def _bare(store: Store) -> Store:
-    return store.store if isinstance(store, OverTwins) else store
-
-
-def _run_threads(number: int, work: Callable[[int], None]) -> None:
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(number)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert not any(thread.is_alive() for thread in threads)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from django.db import connections, transaction
+from django.db import connections
 
 from live_cache.conf import settings
 from live_cache.sql import Statement, StatementKind, classify, normalize_table
@@ -20,8 +20,10 @@ from live_cache.tables import models_of_tables
 from live_cache.testcases import is_between_blocks
 from live_cache.writes.cascades import tables_changed_by_delete
 from live_cache.writes.engines import forget_engines
+from live_cache.writes.own_transaction import OwnTransaction
 from live_cache.writes.plain_tables import forget_plain_tables
 from live_cache.writes.rows import Untold, run_telling_rows, target_of
+from live_cache.writes.sending import Sending
 from live_cache.writes.transactions import ConnectionState, state_of
 
 if TYPE_CHECKING:
@@ -58,16 +60,16 @@ def guard(execute: Execute, sql: Any, params: Any, many: bool, context: dict[str
     statement = classify(sql, vendor=connection.vendor)
     # Noted before it runs: a statement whose answer is lost may have taken effect. Any kind may bring these changes
     # (SELECT set_config(), CALL).
-    if statement.changes_search_path:
-        state.is_search_path_changed = True
-    if statement.changes_isolation:
-        state.is_isolation_changed = True
+    if statement.changes_search_path or statement.changes_values or statement.changes_isolation:
+        state.session.note(statement, state.pooled_driver)
     is_everything = False
     understood = statement
     if statement.functions and settings.writing_functions:
         statement, is_everything = _with_functions(statement, settings.writing_functions)
     if state.captured_tables is not None:
         state.captured_tables |= statement.read
+    if state.is_begin_due and statement.kind is not StatementKind.WRITE:
+        state.begin_now()
     if statement.kind is StatementKind.READ:
         return execute(sql, params, many, context)
 
@@ -97,7 +99,8 @@ def guard(execute: Execute, sql: Any, params: Any, many: bool, context: dict[str
         forget_plain_tables()
     # A function that writes may write the rows of this table too.
     note = "executemany()" if many else "" if statement is understood else "a function that writes"
-    return _run_write(state, _Sending(statement, sql, params, run, context, note), is_everything=is_everything)
+    sending = Sending(state, statement, execute, sql, params, many, context, note=note)
+    return _run_write(state, sending, is_everything=is_everything)
 
 
 def _with_functions(
@@ -122,27 +125,15 @@ def _run_begin(state: ConnectionState, statement: Statement, run: Callable[[], A
     return result
 
 
-class _Sending(NamedTuple):
-    """A statement on its way."""
-
-    statement: Statement
-    sql: Any
-    parameters: Any
-    run: Callable[[], Any]
-    context: dict[str, Any]
-    note: str
-    """Why the rows that it changes cannot be told; empty if they perhaps can."""
-
-
-def _run_write(state: ConnectionState, sending: _Sending, *, is_everything: bool) -> Any:
-    statement, run, context = sending.statement, sending.run, sending.context
+def _run_write(state: ConnectionState, sending: Sending, *, is_everything: bool) -> Any:
+    statement, run = sending.statement, sending.run
     # A name that is no model's table may be a view, a partition or a parent of tables that are.
     is_everything = (
         is_everything or statement.kind is StatementKind.UNKNOWN or not statement.written <= models_of_tables().keys()
     )
     cascaded = tables_changed_by_delete(statement.written) if statement.may_delete else frozenset()
     written = statement.written | cascaded
-    connection: BaseDatabaseWrapper = context["connection"]
+    connection = state.connection
     if not statement.commits_implicitly and is_between_blocks(connection) and not state.is_in_transaction:
         return state.run_in_testcase(written, run, is_everything=is_everything)
     if state.is_in_transaction or is_between_blocks(connection):
@@ -152,15 +143,15 @@ def _run_write(state: ConnectionState, sending: _Sending, *, is_everything: bool
         return _run_in_transaction(state, sending, cascaded, is_everything=is_everything)
     if statement.kind is not StatementKind.WRITE or connections[connection.alias] is not connection:
         return state.run_outside_transaction(written, run, is_everything=is_everything)
-    with transaction.atomic(using=connection.alias):
+    with OwnTransaction(state):
         result = _run_in_transaction(state, sending, cascaded, is_everything=is_everything)
         if connection.vendor == "sqlite":
-            context["cursor"].cursor.buffer()
+            sending.cursor.cursor.buffer()
     return result
 
 
 def _run_in_transaction(
-    state: ConnectionState, sending: _Sending, cascaded: frozenset[str], *, is_everything: bool
+    state: ConnectionState, sending: Sending, cascaded: frozenset[str], *, is_everything: bool
 ) -> Any:
     """
     Run a write, told by the rows that it changes where they can be known, else by table.
@@ -168,14 +159,14 @@ def _run_in_transaction(
     Args:
         cascaded: Tables that the database may change by itself.
     """
-    statement, context = sending.statement, sending.context
+    statement = sending.statement
     note = sending.note
     if not note and not is_everything and statement.kind is StatementKind.WRITE:
         if state.insertion is not None and state.insertion.takes(sending.sql, statement.written):
-            return sending.run()
+            return state.insertion.send(sending)
         if any(map(state.wants_rows, statement.written)):
             try:
-                target = target_of(statement, sending.sql, sending.parameters, connection=context["connection"])
+                target = target_of(statement, sending.sql, sending.parameters, connection=state.connection)
                 if target.table in cascaded:
                     raise Untold("a table from which the database deletes by itself")
             except Untold as reason:
@@ -183,7 +174,7 @@ def _run_in_transaction(
             else:
                 # What the database deletes in other tables is told by table, as nobody sees which rows.
                 state.record(cascaded, note="rows that the database deletes with others")
-                return run_telling_rows(state, target, sending.run, context["cursor"])
+                return run_telling_rows(target, sending)
     state.record(statement.written | cascaded, is_everything=is_everything, note=note)
     return sending.run()
 

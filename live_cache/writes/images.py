@@ -97,14 +97,14 @@ def key_columns(model: type[models.Model]) -> tuple[str, ...]:
 
 def image_of(names: Iterable[str], values: Iterable[Any]) -> dict[str, Any]:
     """Return an image of these values, without those that are too long, or of an unexpected type."""
-    image = {}
-    for name, value in zip(names, values, strict=True):
-        kind = type(value)
-        if value is None or (
-            kind in _VALUE_TYPES and value == value and (kind is not str or len(value) <= LONGEST_STR)
-        ):
-            image[name] = value
-    return image
+    return {name: value for name, value in zip(names, values, strict=True) if _is_told(value)}
+
+
+def _is_told(value: Any) -> bool:
+    kind = type(value)
+    if kind is str:
+        return len(value) <= LONGEST_STR
+    return value is None or (kind in _VALUE_TYPES and bool(value == value))
 
 
 class Columns:
@@ -148,18 +148,17 @@ class Columns:
 
     def image(self, row: Row, connection: BaseDatabaseWrapper, columns: Container[str] | None = None) -> dict[str, Any]:
         """Return the image of *row*, or of some columns of it."""
-        names, values = [], []
+        image = {}
         for position, column, expression, converters in self._image:
             if columns is not None and column not in columns:
                 continue
             raw = value = row[position]
             for converter in converters:
                 value = converter(value, expression, connection)
-            if value is None and raw is not None:
-                continue  # what SQLite has stored there is no value of the field, and is not NULL to it
-            names.append(column)
-            values.append(value)
-        return image_of(names, values)
+            # What SQLite has stored may be no value of the field: it is shown as None, and is not NULL to the database.
+            if _is_told(value) and (value is not None or raw is None):
+                image[column] = value
+        return image
 
     def change(self, before: Row | None, after: Row | None, connection: BaseDatabaseWrapper) -> RowChange | None:
         """
@@ -172,7 +171,11 @@ class Columns:
         columns = None
         if before is not None and after is not None:
             columns = frozenset(
-                [name for name, old, new in zip(self.names, before, after, strict=True) if not _is_same(old, new)]
+                [
+                    name
+                    for name, old, new in zip(self.names, before, after, strict=True)
+                    if old is not new and not _is_same(old, new)
+                ]
             )
             if not columns:
                 return None

@@ -14,15 +14,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from django.db import connections, transaction
+from django.db import connections
+from django.db.models.constants import OnConflict
 
 from live_cache.changes import MAX_ROWS, RowChange
+from live_cache.ledger import fences_postgresql
 from live_cache.sql import normalize_table
 from live_cache.tables import models_of_tables
 from live_cache.writes.images import image_of, is_in_images, key_columns
+from live_cache.writes.own_transaction import OwnTransaction
 from live_cache.writes.rows import Untold, attempt, prove_plain
+from live_cache.writes.sending import Companion, Sending
 
 if TYPE_CHECKING:
     from django.db import models
@@ -39,6 +43,8 @@ class Insertion:
         self.table = table
         self.is_sent = False
         """Whether the guard has met the statement and left its rows to the compiler."""
+        self.fence = ""
+        """Of the transaction, if it came with the rows; see ledger.fences."""
 
     def takes(self, sql: object, tables: frozenset[str]) -> bool:
         """Return whether *sql*, which writes *tables*, is this INSERT, so that its rows are told by the compiler."""
@@ -47,6 +53,15 @@ class Insertion:
             return False
         self.is_sent = True
         return True
+
+    def send(self, sending: Sending) -> Any:
+        """Send the statement, and return what Django's cursor returns."""
+        if not sending.takes_companions:
+            return sending.run()
+        result, take = sending.run_with((), (Companion(f"SELECT {fences_postgresql.XID}"),))
+        (answer,) = take()
+        self.fence = fences_postgresql.token_of(answer.rows[0][0])  # the COMMIT asks for it anyway
+        return result
 
 
 @lru_cache(maxsize=16)
@@ -67,8 +82,12 @@ class _Telling:
         state = state_of(connection)
         model = query.get_meta().concrete_model
         table = normalize_table(model._meta.db_table)
+        # Where what conflicts is left out, fewer rows come back than were given.
+        is_partial = (
+            query.on_conflict is OnConflict.IGNORE and not returning_fields and self._tells_what_it_ignores(model)
+        )
         if (
-            query.on_conflict is not None
+            (query.on_conflict is not None and not is_partial)
             or not 0 < len(query.objs) <= MAX_ROWS
             or not connection.features.can_return_rows_from_bulk_insert
             or models_of_tables().get(table) != (model,)
@@ -77,14 +96,30 @@ class _Telling:
             return insert(returning_fields)
         # In autocommit mode the rows have to be noted before the COMMIT.
         own = not connection.in_atomic_block
+        if own:
+            connection.close_if_health_check_failed()
+            connection.ensure_connection()
         if own and connections[connection.alias] is not connection:
             return insert(returning_fields)
-        with transaction.atomic(using=connection.alias, savepoint=False) if own else nullcontext():
+        with OwnTransaction(state) if own else nullcontext():
             quoted = connection.ops.quote_name(model._meta.db_table)
             # Before it is sent: a row policy, or rights to no more than INSERT, would refuse to return the rows.
             if isinstance(attempt(connection, lambda: prove_plain(state, quoted)), Untold):
                 return insert(returning_fields)
-            return _insert(state, insert, model, table, list(returning_fields or ()), query.objs)
+            asked = list(returning_fields or ())
+            return _insert(state, insert, model, table, asked, None if is_partial else query.objs)
+
+    def _tells_what_it_ignores(self, model: type[models.Model]) -> bool:
+        """
+        Return whether the database returns the rows that an INSERT which ignores conflicts has added, and no others.
+
+        Of a single row that was ignored Django returns None, which it could not convert.
+        """
+        if self.connection.vendor not in ("sqlite", "postgresql"):
+            return False
+        fields = _fields_of(model)
+        columns = [field.get_col(model._meta.db_table) for field in fields]
+        return bool(fields) and not cast("Any", self).get_converters(columns)
 
 
 def _insert(
@@ -93,19 +128,29 @@ def _insert(
     model: type[models.Model],
     table: str,
     asked: list[Any],
-    objects: Sequence[models.Model],
+    objects: Sequence[models.Model] | None,
 ) -> list[Any]:
+    """
+    Run *insert* and tell its rows.
+
+    Args:
+        objects: What was given; None if not all of it need be inserted.
+    """
     fields = [*asked, *(field for field in _fields_of(model) if field not in asked)]
     insertion = Insertion(table)
     outer, state.insertion = state.insertion, insertion
     try:
         rows = insert(fields)
         if insertion.is_sent:
-            if len(rows) != len(objects):
+            if objects is None:
+                state.record_rows(table, [_change(model, fields, None, row) for row in rows if row is not None])
+            elif len(rows) != len(objects):
                 state.record({table}, note="an INSERT that has returned other rows than it was given")
             else:
                 state.record_rows(
-                    table, [_change(model, fields, obj, row) for obj, row in zip(objects, rows, strict=True)]
+                    table,
+                    [_change(model, fields, obj, row) for obj, row in zip(objects, rows, strict=True)],
+                    fence=insertion.fence,
                 )
     except BaseException:
         if insertion.is_sent:
@@ -116,12 +161,13 @@ def _insert(
     return [row[: len(asked)] for row in rows] if asked else []
 
 
-def _change(model: type[models.Model], fields: list[Any], obj: models.Model, row: Any) -> RowChange:
+def _change(model: type[models.Model], fields: list[Any], obj: models.Model | None, row: Any) -> RowChange:
+    """Return the insert of *row*. Without *obj* its values are as they are stored, and None is NULL."""
     known = [
         (str(field.column), value)
         for field, value in zip(fields, row, strict=True)
         # What an expression gives on SQLite may be no value of the field, which is shown as None and is not NULL.
-        if is_in_images(field) and (value is not None or obj.__dict__.get(field.attname, model) is None)
+        if is_in_images(field) and (value is not None or obj is None or obj.__dict__.get(field.attname, model) is None)
     ]
     image = image_of(*zip(*known, strict=True))
     key = key_columns(model)

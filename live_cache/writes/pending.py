@@ -13,6 +13,8 @@ from live_cache.ledger.clocks import MAX_RECORD_BYTES, ROWS_SLOT, TABLE_SLOT
 __all__ = ["Pending", "Ticks"]
 
 _NOTE_EVERYTHING: Final = "a statement that may write any table"
+_ROWS: Final = frozenset((ROWS_SLOT,))
+_TABLE: Final = frozenset((TABLE_SLOT,))
 _NOTE_MANY: Final = f"more than {MAX_ROWS} rows"
 
 
@@ -99,27 +101,25 @@ class Pending:
         self._rows.clear()
         self.is_everything = False
 
-    def ticks(self, clocks: Mapping[str, Collection[str]], *, all_tables: Iterable[str] = ()) -> Ticks:
+    def ticks(self, clocks: Mapping[str, Collection[str]]) -> Ticks:
         """
         Return the ticks of all that was written.
 
         Args:
-            clocks: The clocks of each table, of `tables` and of *all_tables*. Of a table with more than one clock no
-                rows are told.
-            all_tables: What a statement that may write any table may have written.
+            clocks: The clocks of each table: of `tables`, and of all that a statement may have written that may write
+                any table. Of a table with more than one clock no rows are told.
         """
         slots: dict[str, frozenset[int]] = {}
         records: dict[str, bytes] = {}
-        tables = self.tables
-        for table in (*tables, *(other for other in all_tables if other not in tables)):
+        for table, named in clocks.items():
             record = b""
-            if not self.is_everything and len(clocks[table]) == 1:
-                record = _record_of(self._rows.get(table, ()))
-            slot = ROWS_SLOT if record else TABLE_SLOT
+            if not self.is_everything and len(named) == 1 and table in self._rows:
+                record = _record_of(self._rows[table])
+            slot = _ROWS if record else _TABLE
             if not record and (note := _NOTE_EVERYTHING if self.is_everything else self._notes.get(table, _NOTE_MANY)):
                 record = encode_record(None, note=note)
-            for clock in clocks[table]:
-                slots[clock] = frozenset((slot,))
+            for clock in named:
+                slots[clock] = slot
                 if record:
                     records[clock] = record
         return Ticks(slots, records)
@@ -127,8 +127,6 @@ class Pending:
 
 def _record_of(rows: Sequence[RowChange]) -> bytes:
     """Return the record of *rows*, or nothing if a log does not take it."""
-    if not rows:
-        return b""
     try:
         record = encode_record(rows, limit_bytes=MAX_RECORD_BYTES)
     except UncachableValueError:

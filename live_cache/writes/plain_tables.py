@@ -2,7 +2,7 @@
 Which tables change only by what a statement says: no triggers, no rules, no other table's rows in between.
 
 The catalog of the database tells. Each process asks once per table, again after ten seconds, and after a change of the
-schema that it has sent itself.
+schema that it has sent itself. Triggers of the outbox do not count: they write to no other table.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def _rows(connection: BaseDatabaseWrapper, query: str, *parameters: str) -> list
 _POSTGRESQL: Final = """
     SELECT c.relkind = 'r' AND NOT c.relispartition AND NOT c.relrowsecurity
         AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_rewrite w WHERE w.ev_class = c.oid)
-        AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
+        AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal
+                        AND NOT pg_catalog.starts_with(t.tgname::text, 'live_cache_outbox_'))
         AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid OR i.inhparent = c.oid)
         AND pg_catalog.has_table_privilege(c.oid, 'SELECT') AND pg_catalog.has_table_privilege(c.oid, 'UPDATE')
         AND c.oid NOT IN (
@@ -92,7 +93,8 @@ def _ask_postgresql(connection: BaseDatabaseWrapper, table: str) -> bool:
 _MYSQL: Final = """
     SELECT t.table_type = 'BASE TABLE' AND t.engine = 'InnoDB'
         AND NOT EXISTS (SELECT 1 FROM information_schema.triggers g
-                        WHERE g.event_object_schema = DATABASE() AND g.event_object_table = %s)
+                        WHERE g.event_object_schema = DATABASE() AND g.event_object_table = %s
+                        AND LEFT(g.trigger_name, 18) <> 'live_cache_outbox_')
         AND NOT EXISTS (SELECT 1 FROM information_schema.columns c
                         WHERE c.table_schema = DATABASE() AND c.table_name = %s AND c.extra LIKE '%%INVISIBLE%%')
         AND NOT EXISTS (SELECT 1 FROM information_schema.referential_constraints r
@@ -116,6 +118,7 @@ def _ask_sqlite(connection: BaseDatabaseWrapper, table: str) -> bool:
     found = _rows(
         connection,
         "SELECT type, sql FROM sqlite_master WHERE lower(tbl_name) = ? AND type <> 'index'"
+        " AND NOT (type = 'trigger' AND substr(name, 1, 18) = 'live_cache_outbox_')"
         " UNION ALL SELECT type, sql FROM sqlite_temp_master WHERE lower(tbl_name) = ?",
         name,
         name,

@@ -9,8 +9,10 @@ as a change of the table. All reading is done by cursors of the driver, so that 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from django.db import Error
@@ -22,11 +24,13 @@ from live_cache.sql.row_writes import RowWrite, read_row_write
 from live_cache.tables import models_of_tables
 from live_cache.writes.images import Columns, columns_of, key_columns
 from live_cache.writes.plain_tables import is_plain
+from live_cache.writes.sending import Answer, Companion, names_of
 
 if TYPE_CHECKING:
     from django.db import models
     from django.db.backends.base.base import BaseDatabaseWrapper
 
+    from live_cache.writes.sending import Sending
     from live_cache.writes.transactions import ConnectionState
 
 __all__ = ["Target", "Untold", "attempt", "prove_plain", "run_telling_rows", "target_of"]
@@ -41,6 +45,9 @@ _DEADLOCKS: Final = frozenset({1020, 1205, 1213})
 _BUSY: Final = frozenset({5, 6})
 """Errors of SQLite for a database, or a table, that another connection holds."""
 _IN_TRANSACTION: Final = 2
+_OTHER_ROWS: Final = "rows that others have changed or added meanwhile"
+_FORMAT: Final = re.compile(r"(?<!%)%s")
+"""What Django's cursor replaces (FORMAT_QMARK_REGEX of its SQLite backend)."""
 
 
 class Untold(Exception):
@@ -53,7 +60,8 @@ class Target(NamedTuple):
     write: RowWrite
     model: type[models.Model]
     table: str
-    parameters: Sequence[Any] | None
+    condition_parameters: Sequence[Any] | None
+    """Those of the condition. None if the statement came without any, not even an empty list."""
 
 
 class _Before(NamedTuple):
@@ -89,38 +97,93 @@ def target_of(statement: Statement, sql: object, parameters: Any, *, connection:
     models = models_of_tables().get(table, ())
     if len(models) != 1:
         raise Untold("a table of several models")
-    if not {column.lower() for column in write.columns}.isdisjoint(map(str.lower, key_columns(models[0]))):
+    if _sets_key(write, models[0]):
         raise Untold("a changed primary key")
+    if parameters is not None:
+        parameters = parameters[write.n_before : write.n_before + write.n_condition]
     return Target(write, models[0], table, parameters)
 
 
-def run_telling_rows(state: ConnectionState, target: Target, run: Callable[[], T], cursor: Any) -> T:
-    """
-    Run a statement by *run*, and note in *state* what it has changed.
+@lru_cache(maxsize=1024)
+def _sets_key(write: RowWrite, model: type[models.Model]) -> bool:
+    return not {column.lower() for column in write.columns}.isdisjoint(map(str.lower, key_columns(model)))
 
-    Call it inside a transaction. What it raises is what *run* raises, or what *run* would have raised: the transaction
-    is over, or another one holds the rows.
 
-    Args:
-        cursor: Django's, by which *run* sends the statement.
+def run_telling_rows(target: Target, sending: Sending) -> Any:
     """
+    Run a statement, note what it has changed, and return what Django's cursor returns.
+
+    Call it inside a transaction. What it raises is what the statement raises, or what it would have raised: the
+    transaction is over, or another one holds the rows.
+    """
+    state, table = sending.state, target.table
+    if sending.takes_companions:
+        return _run_at_once(target, sending)
     connection = state.connection
-    table = target.table
+    state.begin_now()
     before = attempt(connection, lambda: _read_before(state, target))
     if isinstance(before, Untold):
         state.record({table}, note=str(before))
-        return run()
+        return sending.run()
     try:
-        result = run()
+        result = sending.run()
     except BaseException:
         state.record({table}, note="a statement that failed")
         raise
-    told = attempt(connection, lambda: _changes(target, before, connection, cursor))
-    if isinstance(told, Untold):
-        state.record({table}, note=str(told))
-    else:
-        state.record_rows(table, told.changes, fence=told.fence)
+    _record(target, state, lambda: _changes(target, before, connection, sending.cursor))
     return result
+
+
+def _is_found_by_key(target: Target) -> bool:
+    """Return whether the condition names the rows by their whole key, which the statement leaves alone."""
+    return key_columns(target.model) == (target.write.condition_column,)
+
+
+def _run_at_once(target: Target, sending: Sending) -> Any:
+    """Run a statement between the looks at its rows: in one round trip, or two where the first has to tell the keys."""
+    state = sending.state
+    connection = state.connection
+    write = target.write
+    try:
+        reason = attempt(connection, lambda: prove_plain(state, write.table))
+        if isinstance(reason, Untold):
+            state.record({target.table}, note=str(reason))
+            return sending.run()
+        parameters = target.condition_parameters or ()
+        before = Companion(_text_before(connection, target), parameters)
+        after = []
+        if write.verb == "delete":
+            after = [Companion(f"SELECT {fences_postgresql.XID}")]  # the COMMIT asks for it anyway
+        elif _is_found_by_key(target):  # and so by the same condition again
+            rows = f"*, {fences_postgresql.XID} FROM {write.table} WHERE {write.condition}"
+            after = [Companion(f"SELECT {rows}", parameters)]
+        result, take = sending.run_with((before,), after)
+    except BaseException:
+        state.record({target.table}, note="a statement that failed")
+        raise
+
+    def changes() -> _Told:
+        seen, *found = take()
+        known = _before_of(target, connection, seen)
+        if sending.cursor.rowcount != len(known.rows):
+            raise Untold(_OTHER_ROWS)
+        if write.verb == "delete":
+            return _deleted(known, connection, fence=fences_postgresql.token_of(found[0].rows[0][0]))
+        if not known.rows:
+            return _Told([])
+        now = _after_of(target, known, connection, *found) if found else _read_after(target, known, connection)
+        return _updated(known, *now, connection)
+
+    _record(target, state, changes)
+    return result
+
+
+def _record(target: Target, state: ConnectionState, changes: Callable[[], _Told]) -> None:
+    told = attempt(state.connection, changes)
+    if isinstance(told, Untold):
+        state.record({target.table}, note=str(told))
+    else:
+        state.record_rows(target.table, told.changes, fence=told.fence)
 
 
 def attempt(connection: BaseDatabaseWrapper, read: Callable[[], T]) -> T | Untold:
@@ -159,8 +222,8 @@ def prove_plain(state: ConnectionState, table: str) -> None:
     if connection.vendor == "sqlite" and not state.has_sqlite_lock:
         # A transaction that has read before it writes fails at once where the write alone would have waited: SQLite
         # cannot give it the lock once somebody else has committed.
-        with closing(connection.create_cursor()) as cursor:
-            cursor.execute(f"DELETE FROM {table} WHERE 0")
+        driver: Any = connection.connection
+        driver.execute(f"DELETE FROM {table} WHERE 0").close()
         state.has_sqlite_lock = True
     if not is_plain(connection, table):
         raise Untold("a table with triggers, rules, partitions, row policies or the like")
@@ -168,31 +231,40 @@ def prove_plain(state: ConnectionState, table: str) -> None:
 
 def _read_before(state: ConnectionState, target: Target) -> _Before:
     connection = state.connection
-    write = target.write
     if connection.vendor == "mysql":
         flags = connection.settings_dict["OPTIONS"].get("client_flag", _FOUND_ROWS)
         if not flags & _FOUND_ROWS:
             raise Untold("a connection without CLIENT.FOUND_ROWS, whose row counts tell less")
-    prove_plain(state, write.table)
+    prove_plain(state, target.write.table)
+    return _before_of(
+        target, connection, _select(connection, _text_before(connection, target), target.condition_parameters)
+    )
+
+
+def _text_before(connection: BaseDatabaseWrapper, target: Target) -> str:
+    write = target.write
     condition = f" WHERE {write.condition}" if write.condition else ""
-    parameters = target.parameters
-    if parameters is not None:
-        parameters = parameters[write.n_before : write.n_before + write.n_condition]
-    sql = f"SELECT * FROM {write.table}{condition} LIMIT {MAX_ROWS + 1}{_lock_clause(connection, target)}"
-    found, rows = _select(connection, sql, parameters)
-    columns = columns_of(target.model, connection, tuple(found))
-    if len(rows) > MAX_ROWS:
+    return f"SELECT * FROM {write.table}{condition} LIMIT {MAX_ROWS + 1}{_lock_clause(connection, target)}"
+
+
+def _before_of(target: Target, connection: BaseDatabaseWrapper, answer: Answer) -> _Before:
+    columns = columns_of(target.model, connection, answer.names)
+    if len(answer.rows) > MAX_ROWS:
         raise Untold(f"more than {MAX_ROWS} rows")
-    names = {name.lower() for name in columns.names}
-    if not columns.is_complete or not columns.has_key or not names.issuperset(map(str.lower, write.columns)):
+    if not columns.is_complete or not columns.has_key or not _has_columns(columns, target.write):
         raise Untold("a table that differs from its model, or whose key cannot be told")
     by_key: dict[tuple[Any, ...], Sequence[Any]] = {}
-    for row in rows:
+    for row in answer.rows:
         key = columns.raw_key(row)
         if key is None or key in by_key:
             raise Untold("a key of a type that cannot be told")
         by_key[key] = row
     return _Before(columns, by_key)
+
+
+@lru_cache(maxsize=1024)
+def _has_columns(columns: Columns, write: RowWrite) -> bool:
+    return {name.lower() for name in columns.names}.issuperset(map(str.lower, write.columns))
 
 
 def _lock_clause(connection: BaseDatabaseWrapper, target: Target) -> str:
@@ -211,21 +283,29 @@ def _lock_clause(connection: BaseDatabaseWrapper, target: Target) -> str:
 
 
 def _changes(target: Target, before: _Before, connection: BaseDatabaseWrapper, cursor: Any) -> _Told:
-    """Return what the statement that *cursor* has just run has changed."""
+    """Return what the statement that *cursor*, Django's, has just run has changed."""
     if connection.vendor == "sqlite" and target.write.has_returning:
         cursor.cursor.buffer()  # before its rows are taken the statement is not over
     if cursor.rowcount != len(before.rows):
-        raise Untold("rows that others have changed or added meanwhile")
-    columns = before.columns
+        raise Untold(_OTHER_ROWS)
     if target.write.verb == "delete":
-        found = [columns.change(row, None, connection) for row in before.rows.values()]
-        return _Told([change for change in found if change is not None])
+        return _deleted(before, connection)
     if not before.rows:
         return _Told([])
-    after, fence = _read_after(target, before, connection)
+    return _updated(before, *_read_after(target, before, connection), connection)
+
+
+def _deleted(before: _Before, connection: BaseDatabaseWrapper, *, fence: str = "") -> _Told:
+    found = [before.columns.change(row, None, connection) for row in before.rows.values()]
+    return _Told([change for change in found if change is not None], fence)
+
+
+def _updated(
+    before: _Before, after: Mapping[tuple[Any, ...], Sequence[Any]], fence: str, connection: BaseDatabaseWrapper
+) -> _Told:
     if after.keys() != before.rows.keys():
         raise Untold("rows that are not found again by their key")
-    found = [columns.change(row, after[key], connection) for key, row in before.rows.items()]
+    found = [before.columns.change(row, after[key], connection) for key, row in before.rows.items()]
     return _Told([change for change in found if change is not None], fence)
 
 
@@ -239,44 +319,53 @@ def _read_after(
     else:
         one = f"({' AND '.join(f'{name} = %s' for name in keys)})"
         condition = " OR ".join([one] * len(before.rows))
-    parameters = [value for key in before.rows for value in key]
-    n_columns = len(before.columns.names)
-    fence, also, lock = "", "", ""
+    also, lock = "", ""
     if connection.vendor == "postgresql":
         also = f", {fences_postgresql.XID}"  # the COMMIT asks for it anyway
     elif connection.vendor == "mysql":
         # A plain SELECT in a snapshot would show a row that the statement has left alone as it was long ago.
         lock = " FOR UPDATE"
-    names, rows = _select(connection, f"SELECT *{also} FROM {target.write.table} WHERE {condition}{lock}", parameters)
-    if columns_of(target.model, connection, tuple(names[:n_columns])) is not before.columns or (
-        len(names) != n_columns + bool(also)
+    sql = f"SELECT *{also} FROM {target.write.table} WHERE {condition}{lock}"
+    return _after_of(
+        target, before, connection, _select(connection, sql, [value for key in before.rows for value in key])
+    )
+
+
+def _after_of(
+    target: Target, before: _Before, connection: BaseDatabaseWrapper, answer: Answer
+) -> tuple[dict[tuple[Any, ...], Sequence[Any]], str]:
+    names, rows = answer
+    n_columns = len(before.columns.names)
+    has_fence = connection.vendor == "postgresql"
+    if columns_of(target.model, connection, names[:n_columns]) is not before.columns or (
+        len(names) != n_columns + has_fence
     ):
         raise Untold("a table that was altered meanwhile")
-    if also and rows:
+    fence = ""
+    if has_fence and rows:
         fence = fences_postgresql.token_of(rows[0][-1])
         rows = [row[:-1] for row in rows]
     return {key: row for row in rows if (key := before.columns.raw_key(row)) is not None}, fence
 
 
-def _select(
-    connection: BaseDatabaseWrapper, sql: str, parameters: Sequence[Any] | None
-) -> tuple[Sequence[str], list[Sequence[Any]]]:
-    """Return the names of the columns, and the rows."""
+def _select(connection: BaseDatabaseWrapper, sql: str, parameters: Sequence[Any] | None) -> Answer:
+    if connection.vendor == "sqlite":
+        # Round Django's cursor, whose every call costs as much as the query.
+        driver: Any = connection.connection
+        cursor = driver.execute(sql) if parameters is None else driver.execute(_with_question_marks(sql), parameters)
+        return Answer(names_of(cursor), cursor.fetchall())
     with closing(connection.create_cursor()) as cursor:
         if parameters is None:
             cursor.execute(sql)
         else:
             cursor.execute(sql, parameters)
-        return _names(cursor), cursor.fetchall()
+        return Answer(names_of(cursor), cursor.fetchall())
 
 
-def _names(cursor: Any) -> tuple[str, ...]:
-    result = getattr(cursor, "pgresult", None)
-    if result is None:
-        return tuple([column[0] for column in cursor.description])
-    # Each entry of psycopg's description looks up a type, which takes longer than the query.
-    encoding = cursor.connection.info.encoding
-    return tuple([result.fname(number).decode(encoding) for number in range(result.nfields)])
+@lru_cache(maxsize=1024)
+def _with_question_marks(sql: str) -> str:
+    """Return *sql* with the placeholders of SQLite, as Django's cursor would send it."""
+    return _FORMAT.sub("?", sql).replace("%%", "%")
 
 
 def _is_fatal(connection: BaseDatabaseWrapper, error: Error) -> bool:

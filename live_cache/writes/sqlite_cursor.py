@@ -22,14 +22,9 @@ __all__ = ["TrackedCursor", "cursor_factory"]
 
 def cursor_factory(state: ConnectionState) -> Callable[..., TrackedCursor]:
     """Return what sqlite3's ``Connection.cursor(factory=...)`` takes, bound to the state of one connection."""
-    state_reference = weakref.ref(state)
-
-    def make(*args: Any) -> TrackedCursor:
-        cursor = TrackedCursor(*args)
-        cursor.state_reference = state_reference
-        return cursor
-
-    return make
+    # A class of its own, and no function that sets an attribute: it is called for every statement.
+    members = {"__module__": __name__, "state_reference": staticmethod(weakref.ref(state))}
+    return type("TrackedCursor", (TrackedCursor,), members)
 
 
 class TrackedCursor(SQLiteCursorWrapper):
@@ -37,6 +32,7 @@ class TrackedCursor(SQLiteCursorWrapper):
 
     state_reference: Callable[[], ConnectionState | None] = staticmethod(lambda: None)
     _buffer: list[Any] | None = None
+    _is_open = False
 
     def execute(self, query: str, params: Any = None) -> Any:
         self._buffer = None
@@ -105,6 +101,9 @@ class TrackedCursor(SQLiteCursorWrapper):
         super().close()
 
     def _set_open(self, is_open: bool) -> None:
+        if is_open == self._is_open:
+            return
+        self._is_open = is_open
         state = self.state_reference()
         if state is None:
             return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -28,6 +28,7 @@ from live_cache.testcases import is_between_blocks, is_in_testcase, note_commit,
 from live_cache.writes import hooks, raw_cursor
 from live_cache.writes.engines import tables_without_rollback
 from live_cache.writes.pending import Pending, Ticks
+from live_cache.writes.session_changes import SessionChanges
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -45,6 +46,7 @@ logger = logging.getLogger("live_cache.writes")
 T = TypeVar("T")
 
 _STATE = "_live_cache_state"
+_NOTHING = Ticks()
 
 # Replaced as a whole under the lock, so that readers need none.
 _states: tuple[weakref.ref[ConnectionState], ...] = ()
@@ -66,7 +68,7 @@ def state_of(connection: BaseDatabaseWrapper) -> ConnectionState:
 
 def is_any_in_transaction(alias: str) -> bool:
     """
-    Return whether a connection of any thread to the database *alias* is in a transaction or has a changed search path.
+    Return whether a connection of any thread to the database *alias* is in a transaction, or sees other rows.
 
     For readers that cannot know which connection is their caller's. What unrelated threads do meanwhile may or may not
     be seen.
@@ -76,7 +78,7 @@ def is_any_in_transaction(alias: str) -> bool:
         connection = None if state is None else state._connection()
         if state is None or connection is None or connection.alias != alias:
             continue
-        if connection.in_atomic_block or state.is_in_transaction or state.has_writes or state.is_search_path_changed:
+        if connection.in_atomic_block or state.is_in_transaction or state.has_writes or state.session.are_rows_in_doubt:
             return True
     return False
 
@@ -104,10 +106,11 @@ class ConnectionState:
         """Whether that transaction may be over, ended by a statement that was not understood."""
         self.has_sqlite_lock = False
         """Whether the running transaction is known to hold the write lock of SQLite."""
+        self.is_begin_due = False
+        """Whether BEGIN is still to be sent, before the next statement or with it. PostgreSQL only."""
         self.insertion: Insertion | None = None
         """The INSERT that a compiler is sending, whose rows it will tell itself."""
-        self.is_search_path_changed = False
-        self.is_isolation_changed = False
+        self.session = SessionChanges()
         self.isolation: tuple[object, str] | None = None
         """The driver's connection and its isolation level, once the database was asked."""
         self.open_cursors: weakref.WeakSet[TrackedCursor] = weakref.WeakSet()
@@ -117,7 +120,7 @@ class ConnectionState:
         self.captured_tables: set[str] | None = None
         """Where the guard collects the tables that statements read, while a live read is fetching."""
         self._intents: list[tuple[Ledger, str]] = []
-        self._declared = Ticks()
+        self._declared = _NOTHING
         self._is_outcome_unknown = False
         self._is_own_begin = False
         self._test_tables: set[str] = set()
@@ -136,13 +139,18 @@ class ConnectionState:
         """The driver's connection; it must be open."""
         return self.connection.connection
 
+    @property
+    def pooled_driver(self) -> Any:
+        """The driver's connection if a pool of Django lends it, else None."""
+        connection = self.connection
+        return connection.connection if connection.settings_dict["OPTIONS"].get("pool") else None
+
     def reset(self) -> None:
         """Forget everything: the driver's connection is new, and the old transaction is over."""
         self.clear()
         self.is_raw_transaction = False
         self.is_raw_transaction_uncertain = False
-        self.is_search_path_changed = False
-        self.is_isolation_changed = False
+        self.session.reset(self.pooled_driver)
         self.isolation = None
         self.recently_written.clear()
         self._forget_intents()
@@ -232,13 +240,15 @@ class ConnectionState:
         if (
             not is_own
             or self.is_raw_transaction
-            or self.is_search_path_changed
+            or self.session.are_rows_in_doubt
             or not self._pending.is_told_by_row(table)
-            or not settings.precise
         ):
             return False
         clock = clock_of(shared_database_name(connection), table)
-        return any(_is_watched(assembly.ledger, clock) for assembly in _assemblies_by_ledger())
+        for assembly in _assemblies_by_ledger():
+            if _is_watched(assembly.ledger, clock):
+                return settings.precise
+        return False
 
     def connecting(self, connect: Callable[[Any], T], parameters: Any) -> T:
         """Run *connect*. What a lost connection has left is forgotten before Django sets autocommit on the new one."""
@@ -254,7 +264,9 @@ class ConnectionState:
             CommitRefusedError: A ledger is out of reach and LIVE_CACHE_ON_LEDGER_LOSS is "refuse".
         """
         if not self.has_writes and not self._test_tables:
-            return commit()
+            result = commit()
+            self.session.end_transaction()
+            return result
         ticks = self._ticks(is_committing=True)
         self._declare(ticks, lambda: self._fence or fences.writer_token(self.connection))
         try:
@@ -263,9 +275,11 @@ class ConnectionState:
             # The answer may be lost while the COMMIT takes effect: the intents stay until the database is asked.
             self._is_outcome_unknown = True
             raise
+        self.session.end_transaction()
         self.clear()
         # With what an earlier COMMIT had declared whose answer was lost: on this connection that is over too.
-        self._tick(self._declared | ticks)
+        declared = self._declared
+        self._tick(ticks if declared is ticks else declared | ticks)
         note_commit()
         return result
 
@@ -278,6 +292,7 @@ class ConnectionState:
         """
         is_sent = self.connection.connection is not None
         result = rollback()
+        self.session.end_transaction()
         if is_sent:
             self._tick_what_was_kept()
         self.clear()
@@ -320,6 +335,13 @@ class ConnectionState:
             return begin()
         finally:
             self._is_own_begin = False
+
+    def begin_now(self) -> None:
+        """Send the BEGIN that is due, if one is."""
+        if self.is_begin_due:
+            self.is_begin_due = False
+            with self.connection.wrap_database_errors:
+                self.driver.execute("BEGIN")
 
     def run_outside_transaction(self, tables: Collection[str], run: Callable[[], T], *, is_everything: bool) -> T:
         """
@@ -413,13 +435,16 @@ class ConnectionState:
         if self.writes_everything:
             tables |= self._all_tables()
         connection = self.connection
+        if not connection.atomic_blocks and not self._test_tables:  # as at every COMMIT outside of tests
+            name = shared_database_name(connection)
+            return self._pending.ticks({table: (clock_of(name, table),) for table in tables})
         names = {database_name(connection)}
         if is_committing and (self._test_tables or is_in_testcase(connection)):
             # Inside a TestCase: MySQL commits before a change of the schema, and then everybody sees the rows.
             tables |= self._test_tables
             names |= {shared_database_name(connection), *self._test_names}
         clocks = {table: [clock_of(name, table) for name in names] for table in tables}
-        return self._pending.ticks(clocks, all_tables=tables)
+        return self._pending.ticks(clocks)
 
     def _all_tables(self) -> set[str]:
         """Every table of the database: those of the models, and those that only the database knows."""
@@ -434,8 +459,10 @@ class ConnectionState:
 
     def _declare(self, ticks: Ticks, fence: Callable[[], str]) -> None:
         records = ticks.rows_only()
-        fence = cache(fence)  # each ledger asks for it, and each answer is a query
-        for assembly in _assemblies_by_ledger():
+        assemblies = _assemblies_by_ledger()
+        if len(assemblies) > 1:
+            fence = cache(fence)  # each ledger asks for it, and each answer is a query
+        for assembly in assemblies:
             try:
                 intent_id = assembly.ledger.declare(ticks.slots, fence=fence, records=records)
             except LedgerUnavailableError as error:
@@ -448,7 +475,7 @@ class ConnectionState:
                 logger.error("Committing without an intent: the ledger of %r is out of reach.", assembly.alias)
             else:
                 self._intents.append((assembly.ledger, intent_id))
-                self._declared |= ticks
+                self._declared = self._declared | ticks if self._declared else ticks
 
     def _retract_intents(self, clocks: Collection[str]) -> None:
         for ledger, intent_id in self._intents:
@@ -474,7 +501,7 @@ class ConnectionState:
 
     def _forget_intents(self) -> None:
         self._intents.clear()
-        self._declared = Ticks()
+        self._declared = _NOTHING
         self._is_outcome_unknown = False
 
     def _is_connection_alive(self) -> bool:
@@ -491,6 +518,9 @@ def _is_watched(ledger: Ledger, clock: str) -> bool:
         return False
 
 
-def _assemblies_by_ledger() -> Iterable[Assembly]:
+def _assemblies_by_ledger() -> Sequence[Assembly]:
     """One assembly of each ledger: aliases may share one, and a change is ticked once."""
-    return {id(assembly.ledger): assembly for assembly in live_assemblies()}.values()
+    assemblies = live_assemblies()
+    if len(assemblies) == 1:
+        return assemblies
+    return tuple({id(assembly.ledger): assembly for assembly in assemblies}.values())

@@ -12,6 +12,7 @@ from live_cache import reader
 from live_cache.assembly import close_all, get_assembly
 from live_cache.exceptions import LedgerUnavailableError
 from live_cache.ledger.clocks import TABLE_SLOT, Dependency
+from live_cache.links import LinkReader
 from live_cache.stores.base import MISS
 from live_cache.writes.transactions import ConnectionState
 
@@ -71,17 +72,20 @@ class Holds:
     """
     Points at which the reads and writes of one thread stop, while the test lets another connection do something.
 
-    Reader: "before select" (it has its reading), "after select" (it has its rows, nothing is stored). Writer: "before
-    declare", "after declare" (COMMIT comes next), "before tick" (the database has committed), "after tick".
+    Reader: "before select" (it has its reading), "after select" (it has its rows, nothing is stored). Reader of a link
+    set: "before link" (it has its reading), "after link" (it has the set, and will read the clocks anew). Writer:
+    "before declare", "after declare" (COMMIT comes next), "before tick" (the database has committed), "after tick".
     """
 
     READER = ("before select", "after select")
+    LINK = ("before link", "after link")
     WRITER = ("before declare", "after declare", "before tick", "after tick")
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._actions: dict[tuple[int, str], Callable[[], object]] = {}
         for owner, name, before, after in (
             (reader, "_fetch", "before select", "after select"),
+            (LinkReader, "values", "before link", "after link"),
             (ConnectionState, "_declare", "before declare", "after declare"),
             (ConnectionState, "_tick", "before tick", "after tick"),
         ):

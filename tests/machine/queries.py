@@ -273,7 +273,13 @@ def specs(draw: st.DrawFn) -> Spec:
         ends += [("first",), ("last",), ("get", draw(_NUMBERS[0, 3])), ("bulk", draw(_NUMBERS[0, 3]))]
     if form in ("instances", "combined") and steps[-1][0] == "slice":
         ends += [("page", 1, 2)]
-    numbers = [path.rstrip("*") for path in paths if shape.paths[path] in ("integer", "decimal", "float")]
+    # A join to many, cut off behind some rows, is cut somewhere among the rows of one object: any answer is right.
+    is_cut = any(step[0] == "slice" for step in steps)
+    numbers = [
+        path.rstrip("*")
+        for path in paths
+        if shape.paths[path] in ("integer", "decimal", "float") and not (is_cut and path.endswith("*"))
+    ]
     if form == "instances" and numbers:
         ends.append(("aggregate", draw(_one_of(*sorted(AGGREGATES))), draw(_one_of(*numbers))))
     key = draw(_one_of(None, None, None, "shop", "shop/x"))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.db import connections, models
 
 from tests.machine.writes import TABLES, empty, seed
+from tests.raw_connection import RawConnection
 
 __all__ = ["Shop"]
 
@@ -23,8 +22,8 @@ class Shop:
         empty(alias)
         seed(alias)
         self.alias = alias
-        self._driver = _connect(alias)
-        self._execute(*[f"CREATE TABLE {_copy(model)} AS SELECT * FROM {_table(model)}" for model in TABLES])
+        self._raw = RawConnection(alias)
+        self._raw.run(*[f"CREATE TABLE {_copy(model)} AS SELECT * FROM {_table(model)}" for model in TABLES])
 
     def restore(self) -> None:
         """Put every row back, and remove all others."""
@@ -41,22 +40,12 @@ class Shop:
                 f"INSERT INTO {_table(model)} ({columns}) SELECT {columns} FROM {_copy(model)}"
                 f" ORDER BY {names[0]}"  # a category comes after its parent
             )
-        self._execute(*statements, "COMMIT")
+        self._raw.run(*statements, "COMMIT")
 
     def close(self) -> None:
         """Drop the copies. The rows stay."""
-        self._execute(*[f"DROP TABLE {_copy(model)}" for model in TABLES])
-        self._driver.close()
-
-    def _execute(self, *statements: str) -> None:
-        sql = ";\n".join(statements)
-        if connections[self.alias].vendor == "sqlite":
-            self._driver.executescript(sql)
-            return
-        with self._driver.cursor() as cursor:
-            cursor.execute(sql)
-            while cursor.nextset():
-                pass
+        self._raw.run(*[f"DROP TABLE {_copy(model)}" for model in TABLES])
+        self._raw.close()
 
 
 def _table(model: type[models.Model]) -> str:
@@ -65,18 +54,3 @@ def _table(model: type[models.Model]) -> str:
 
 def _copy(model: type[models.Model]) -> str:
     return f"machine_{model._meta.db_table}"
-
-
-def _connect(alias: str) -> Any:
-    connection: Any = connections[alias]
-    parameters = connection.get_connection_params()
-    if connection.vendor == "mysql":
-        from pymysql.constants import CLIENT
-
-        parameters |= {"client_flag": CLIENT.MULTI_STATEMENTS, "autocommit": True}
-    driver = connection.Database.connect(**parameters)
-    if connection.vendor == "sqlite":
-        driver.isolation_level = None
-    if connection.vendor == "postgresql":
-        driver.autocommit = True
-    return driver

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from live_cache.shapes import conditions, shape, truth, uses, witness
+from live_cache import search
+from live_cache.links import LinkReader
+from live_cache.shapes import conditions, links, shape, truth, uses, witness
 from live_cache.writes import images
 
 __all__ = [
     "anchor_reverse_joins",
+    "anchor_what_is_linked",
     "forget_null_below_not",
     "forget_the_order",
     "ignore_or",
     "ignore_ties",
+    "judge_link_sets_by_old_readings",
+    "keep_link_sets",
     "keep_the_memo",
+    "link_both_ways",
     "look_for_keys_elsewhere",
     "see_no_null",
     "take_outer_joins_for_inner",
+    "take_outer_links_for_inner",
     "take_what_is_cut_off_for_absent",
 ]
 
@@ -35,7 +43,7 @@ def take_outer_joins_for_inner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         uses,
         "_conditions",
-        lambda query, joins: {alias: conditions.read_where(query.where, alias) for alias in joins},
+        lambda query, joins, *_: {alias: conditions.read_where(query.where, alias) for alias in joins},
     )
 
 
@@ -114,3 +122,64 @@ def take_what_is_cut_off_for_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shape.Scope, "_was_absent", lambda self, use, change, view: (
         self._is_shown(use, change, view) is False
     ))  # fmt: skip
+
+
+def link_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows that others are linked to are judged by a link set, too."""
+
+    def uses_of(query: Any, outline: Any, joins: Any, **kwargs: Any) -> Any:
+        found = uses.uses_of(query, outline, joins, **kwargs)
+        return {table: tuple([_linked_back(each, query, outline, joins) for each in of]) for table, of in found.items()}
+
+    monkeypatch.setattr(shape, "uses_of", uses_of)
+
+
+def _linked_back(use: Any, query: Any, outline: Any, joins: Any) -> Any:
+    if not use.linked_parts:
+        return use
+    base, join = joins[outline.base_alias], joins[use.alias]
+    back = SimpleNamespace(
+        parent_alias=use.alias,
+        join_fields=[(rhs, lhs) for lhs, rhs in join.join_fields],
+        join_field=join.join_field,
+        join_type=join.join_type,
+        table_name=base.table_name,
+    )
+    condition = conditions.read_where(query.where, use.alias, links.LinkFinder({outline.base_alias: back}, use.alias))
+    return replace(use, condition=condition, has_links=True)
+
+
+def anchor_what_is_linked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that others refer to goes unjudged when it comes or goes, also if link sets are read of it."""
+    monkeypatch.setattr(shape.Scope, "_may_be_linked", lambda self, use, change: False)
+
+
+def judge_link_sets_by_old_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clocks are not read anew after a link set."""
+    judge = search.judge
+    monkeypatch.setattr(
+        search,
+        "judge",
+        lambda stamps, readings, dependencies, witness, **kwargs: judge(
+            stamps, readings, dependencies, witness, **(kwargs | {"read_clocks": lambda: readings})
+        ),
+    )
+
+
+def keep_link_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link set is read once, and used ever after."""
+    kept: dict[str, Any] = {}
+    values = LinkReader.values
+
+    def keep(self: Any, link: Any) -> Any:
+        key = f"{link.query()}"
+        if key not in kept:
+            kept[key] = values(self, link)
+        return kept[key]
+
+    monkeypatch.setattr(LinkReader, "values", keep)
+
+
+def take_outer_links_for_inner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that is linked to none does not fulfil what is asked of NULLs."""
+    monkeypatch.setattr(links, "may_hold", lambda condition, image, text: False)

@@ -8,8 +8,8 @@ from typing import Any, Final
 from django.core.management.color import no_style
 from django.db import connections, models
 
-from tests.machine.shop import _connect
 from tests.precision.querysets import MODELS, value_for
+from tests.raw_connection import RawConnection
 from tests.testapp import models as shop
 
 __all__ = ["TABLES", "Ground"]
@@ -38,11 +38,11 @@ class Ground:
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
-        self._driver = _connect(alias)
+        self._raw = RawConnection(alias)
         self._empty()
         self._seed()
-        self._run(*[f"DROP TABLE IF EXISTS precise_{_name(model)}" for model in TABLES])
-        self._run(*[f"CREATE TABLE precise_{_name(model)} AS SELECT * FROM {_name(model)}" for model in TABLES])
+        self._raw.run(*[f"DROP TABLE IF EXISTS precise_{_name(model)}" for model in TABLES])
+        self._raw.run(*[f"CREATE TABLE precise_{_name(model)} AS SELECT * FROM {_name(model)}" for model in TABLES])
 
     def _seed(self) -> None:
         rng = random.Random(5)
@@ -101,7 +101,7 @@ class Ground:
                 f"INSERT INTO {_name(model)} ({columns}) SELECT {columns} FROM precise_{_name(model)}"
                 f" ORDER BY {quote(str(fields[0].column))}"
             )
-        self._run(*statements, "COMMIT")
+        self._raw.run(*statements, "COMMIT")
 
     def _emptying(self) -> list[str]:
         return [f"UPDATE {table} SET {column} = NULL" for table, column in _SELF] + [
@@ -109,22 +109,12 @@ class Ground:
         ]
 
     def _empty(self) -> None:
-        self._run(*self._emptying())
+        self._raw.run(*self._emptying())
 
     def close(self) -> None:
         """Drop the copies."""
-        self._run(*[f"DROP TABLE precise_{_name(model)}" for model in TABLES])
-        self._driver.close()
-
-    def _run(self, *statements: str) -> None:
-        sql = ";\n".join(statements)
-        if connections[self.alias].vendor == "sqlite":
-            self._driver.executescript(sql)
-            return
-        with self._driver.cursor() as cursor:
-            cursor.execute(sql)
-            while cursor.nextset():
-                pass
+        self._raw.run(*[f"DROP TABLE precise_{_name(model)}" for model in TABLES])
+        self._raw.close()
 
 
 def _name(model: Any) -> str:

@@ -99,6 +99,8 @@ class Machine:
                 self._hold_a_reader(rng)
             elif chance < 0.25:
                 self._hold_a_writer(rng)
+            elif chance < 0.4:
+                self._hold_a_link(rng)
             else:
                 self._write(rng)
             self._compare(self._asked)
@@ -169,6 +171,27 @@ class Machine:
 
         self.holds.at(self._thread_id, point, meanwhile)
         asked.found()
+        self.holds.clear()
+        self._notes.append("(read)")
+
+    def _hold_a_link(self, rng: Dice) -> None:
+        """While a reader stands around the SELECT of a link set, the other connection writes."""
+        self._write(rng)
+        point = rng.choice(Holds.LINK)
+        self._notes.append(f"at {point!r} of a reader")
+
+        def meanwhile() -> None:
+            self.counts["held links"] += 1
+            self._elsewhere(lambda: self._write(rng))
+
+        self.holds.at(self._thread_id, point, meanwhile)
+        for asked in self._asked:
+            before = asked.expected()
+            with recording() as reads:
+                found = asked.found()
+            after = asked.expected()
+            if not (asked.agrees(found, before) or asked.agrees(found, after)):
+                raise StaleError(self._story(asked, f"{point} read {reads}", found, after))
         self.holds.clear()
         self._notes.append("(read)")
 

@@ -108,6 +108,8 @@ class Dice(random.Random):
             near = [model for _, model in _relations(first, to_one=False)] or [first]
             self._chosen = (first, self.choice(near), self.choice(near))
             self._weights = tuple(10 if model in self._chosen else 0.15 for model in MODELS)
+        self.is_linked = self.random() < 0.4
+        """Whether most conditions of this example are on joined tables."""
 
     def model(self) -> Any:
         """Return a model."""
@@ -339,6 +341,22 @@ class Draw:
             return Q(**{f"{one}__{rng.choice(('gt', 'lte', 'exact'))}": F(other)})
         return self.lookup(model)
 
+    def linked(self, model: Any) -> Q:
+        """Return a condition on the rows of one relation, perhaps beside one on the model's own."""
+        rng = self.rng
+        name, other = rng.relation(_relations(model, to_one=False))
+        far = self.lookup(other, prefix=f"{name}__")
+        form = rng.randrange(8)
+        if form < 2:
+            return far & self.lookup(other, prefix=f"{name}__")
+        if form == 2:
+            return far & self.lookup(model)
+        if form == 3:
+            return far | self.lookup(model)
+        if form == 4:
+            return ~(self.lookup(model) & ~far)
+        return far
+
     # -- annotations --------------------------------------------------------------------------------------------------
 
     def annotated(self, queryset: Any, model: Any) -> tuple[Any, bool]:
@@ -419,7 +437,10 @@ class Draw:
         if is_annotated_first and rng.random() < 0.35:
             queryset, is_grouped = self.annotated(queryset, model)
             has_x = True
-        for _ in range(rng.choice((0, 1, 1, 1, 2))):
+        for _ in range(rng.choice((1, 1, 1, 2) if rng.is_linked else (0, 1, 1, 1, 2))):
+            if rng.is_linked and model is not Seat and rng.random() < 0.8:
+                queryset = queryset.filter(self.linked(model))
+                continue
             queryset = getattr(queryset, rng.choice(("filter", "filter", "filter", "exclude")))(
                 self.condition(model, depth=rng.choice((0, 0, 0, 1, 2)))
             )

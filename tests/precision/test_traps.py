@@ -78,6 +78,10 @@ TRAPS = {
         replace_author,
         lambda alias: Profile.objects.using(alias).all().delete(),
     ),
+    "a foreign key that is compared, and followed to what is shown": Trap(
+        lambda alias: B(alias).filter(author__in=[1, 2]).values_list("title", "author__name").order_by("pk"),
+        lambda alias: B(alias).filter(author=1).update(author=2),
+    ),
     "a one-to-one row asked to be absent is deleted": Trap(
         lambda alias: (
             Author.objects.using(alias).filter(profile__author__isnull=True).select_related("profile").order_by("pk")

@@ -33,7 +33,7 @@ class Write:
     def run(self, *, depth: int = 2) -> None:
         """Write something, perhaps in a transaction with more."""
         rng = self.rng
-        if depth and rng.random() < 0.2:
+        if depth and rng.random() < (0.35 if rng.is_linked else 0.2):  # a row and those that it is linked to
             self._in_block(depth)
             return
         model = rng.model()

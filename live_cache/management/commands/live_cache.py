@@ -1,4 +1,8 @@
-"""``manage.py live_cache clear|stats|keys|explain|doctor``. docs/reference/command.md describes each option."""
+"""
+``manage.py live_cache clear|stats|keys|explain|verify|doctor|install_triggers|listen``.
+
+docs/reference/command.md describes each option.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,12 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db.models import Model, QuerySet
 
 from live_cache.assembly import Assembly, get_assembly, live_aliases, live_assemblies
+from live_cache.conf import settings
 from live_cache.exceptions import ConfigurationError, LiveCacheError
-from live_cache.management import clearing, doctor, reports
+from live_cache.management import clearing, doctor, outbox, reports, sampling
 from live_cache.management.tables import as_json, as_table
+from live_cache.outbox.listener import INTERVAL_S
+from live_cache.outbox.statistics import outbox_statistics
 from live_cache.queryset import live
 
 __all__ = ["Command"]
@@ -26,13 +33,18 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the subcommands."""
-        actions = parser.add_subparsers(dest="action", required=True, metavar="clear|stats|keys|explain|doctor")
+        actions = parser.add_subparsers(
+            dest="action", required=True, metavar="clear|stats|keys|explain|verify|doctor|install_triggers|listen"
+        )
         self._add_clear(actions)
         self._add_stats(actions)
         self._add_keys(actions)
         self._add_explain(actions)
+        self._add_verify(actions)
         parser = actions.add_parser("doctor", help="Run every check against the live servers, with latencies.")
         _add_common(parser, default=None)
+        self._add_install_triggers(actions)
+        self._add_listen(actions)
 
     def handle(self, *args: Any, **options: Any) -> None:
         """
@@ -87,6 +99,40 @@ class Command(BaseCommand):
         parser.add_argument("--cache-key", metavar="KEY", help="As in live(cache_key=KEY).")
         _add_common(parser, default="default")
 
+    def _add_install_triggers(self, actions: Any) -> None:
+        parser = actions.add_parser("install_triggers", help="Let writers outside of Django be seen: by triggers.")
+        parser.add_argument(
+            "--model", action="append", default=[], metavar="app.Model", help="Only its tables. May be repeated."
+        )
+        parser.add_argument("--drop", action="store_true", help="Take the triggers away, and the outbox with the last.")
+        parser.add_argument("--notify", action="store_true", help="On PostgreSQL, wake the listener by NOTIFY.")
+        parser.add_argument("--dry-run", action="store_true", help="Only print the SQL.")
+        _add_database(parser)
+        _add_format(parser)
+
+    def _add_listen(self, actions: Any) -> None:
+        parser = actions.add_parser("listen", help="Tick what the triggers tell, until it is stopped.")
+        parser.add_argument(
+            "--interval",
+            type=_seconds,
+            default=INTERVAL_S,
+            metavar="SECONDS",
+            help=f"Between two looks at the outbox (default: {INTERVAL_S}).",
+        )
+        parser.add_argument("--once", action="store_true", help="Tick what waits, and end.")
+        _add_database(parser)
+
+    def _add_verify(self, actions: Any) -> None:
+        parser = actions.add_parser("verify", help="Compare hits with the database now.")
+        parser.add_argument(
+            "--queryset",
+            action="append",
+            default=[],
+            metavar="PATH",
+            help="Dotted path of a queryset, or of a function that returns or reads some (default: LIVE_CACHE_VERIFY).",
+        )
+        _add_common(parser, default="default")
+
     def _clear(self, *, using: str, dry_run: bool, **options: Any) -> None:
         assembly = get_assembly(using)
         # An unreachable ledger keeps a tick until it answers; the process of a command does not live so long.
@@ -109,10 +155,12 @@ class Command(BaseCommand):
         if not assemblies:
             raise ConfigurationError("No alias in CACHES has the BACKEND live_cache.backend.LiveCache.")
         found = [reports.statistics_of(assembly) for assembly in assemblies]
+        outboxes = outbox_statistics()
         if options["format"] == "json":
-            self.stdout.write(as_json({"caches": found}))
+            self.stdout.write(as_json({"caches": found, "outboxes": outboxes}))
         else:
-            self.stdout.write("\n\n".join(reports.format_statistics(report) for report in found))
+            parts = [reports.format_statistics(report) for report in found]
+            self.stdout.write("\n\n".join(parts + [outbox.format_statistics(outboxes)] * bool(outboxes)))
 
     def _keys(self, *, using: str, prefix: str, limit: int, **options: Any) -> None:
         assembly = get_assembly(using)
@@ -141,6 +189,23 @@ class Command(BaseCommand):
         else:
             self.stdout.write(str(explanation))
 
+    def _verify(self, *, using: str, queryset: list[str], **options: Any) -> None:
+        assembly = get_assembly(using)
+        reads = queryset or settings.verify
+        if not reads:
+            raise CommandError(
+                "Name what to read: --queryset shop.queries.front_page, or the setting LIVE_CACHE_VERIFY."
+            )
+        lines = sampling.sample(assembly, reads)
+        self.stdout.write(
+            as_json({"cache": using, "reads": lines}) if options["format"] == "json" else sampling.format_samples(lines)
+        )
+        different = sum(line["result"] == "different" for line in lines)
+        if different:
+            raise CommandError(
+                f"{different} of {len(lines)} reads differ from the database. Their entries are dropped."
+            )
+
     def _doctor(self, *, using: str | None, **options: Any) -> None:
         report = doctor.examine(live_aliases() if using is None else (using,))
         broken = [cache["alias"] for cache in report["caches"] if cache["error"]]
@@ -148,6 +213,21 @@ class Command(BaseCommand):
         self.stdout.write(as_json(report) if options["format"] == "json" else doctor.format_examination(report))
         if report["errors"] or broken:
             raise CommandError(f"{report['errors']} errors, {len(broken)} caches with a part that does not work.")
+
+    def _install_triggers(self, *, database: str, drop: bool, dry_run: bool, notify: bool, **options: Any) -> None:
+        report = outbox.change_triggers(database, options["model"], is_drop=drop, is_dry_run=dry_run, notifies=notify)
+        if options["format"] == "json":
+            self.stdout.write(as_json(report))
+        elif dry_run:
+            self.stdout.write("\n\n".join(f"{statement};" for statement in report["statements"]))
+        else:
+            self.stdout.write(f"{'Dropped' if drop else 'Installed'} the triggers of {len(report['tables'])} tables:")
+            self.stdout.write("".join(f"  {table}\n" for table in report["tables"]))
+
+    def _listen(self, *, database: str, interval: float, once: bool, **options: Any) -> None:
+        count = outbox.listen(database, interval_s=interval, is_once=once, say=self.stdout.write)
+        if once:
+            self.stdout.write(f"Ticked {count} lines of the outbox.")
 
     def _confirm(self, assembly: Assembly) -> None:
         self.stdout.write(
@@ -168,6 +248,14 @@ class Command(BaseCommand):
 def _add_common(parser: CommandParser, *, default: str | None) -> None:
     shown = "every alias with our backend" if default is None else default
     parser.add_argument("--using", default=default, metavar="ALIAS", help=f"Alias in CACHES (default: {shown}).")
+    _add_format(parser)
+
+
+def _add_database(parser: CommandParser) -> None:
+    parser.add_argument("--database", default="default", metavar="ALIAS", help="Alias in DATABASES (default: default).")
+
+
+def _add_format(parser: CommandParser) -> None:
     parser.add_argument("--format", choices=("table", "json"), default="table", help="Output (default: table).")
 
 
@@ -175,6 +263,16 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 3600:
+        raise ArgumentTypeError(f"{text!r} is no number of seconds, more than 0 and less than 3600")
+    return seconds
 
 
 def _slice(text: str) -> slice:

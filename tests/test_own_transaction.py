@@ -1,0 +1,270 @@
+"""A statement in autocommit mode runs in a transaction of its own, and the connection shows nothing of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
+from django.test.utils import CaptureQueriesContext
+
+from live_cache.assembly import get_assembly
+from live_cache.ledger.base import Ledger
+from live_cache.names import clock_of, database_name
+from tests.test_transactions import (
+    _FailingDriver,
+    authors,
+    check_clean,
+    live_names,
+    names,
+    reading,
+    rename,
+)
+from tests.testapp.models import Author
+
+__all__ = ["authors"]
+
+
+def rename_one(alias: str, name: str = "New") -> None:
+    author = Author.objects.using(alias).order_by("pk")[0]
+    author.name = name
+    author.save()
+
+
+def create(alias: str) -> None:
+    Author.objects.using(alias).create(name="More")
+
+
+WRITES = {"save": rename_one, "update": rename, "create": create}
+
+
+def check_autocommit(alias: str) -> None:
+    """The connection is as it was before, to Django and to the driver."""
+    connection: Any = connections[alias]
+    assert connection.get_autocommit()
+    assert not connection.in_atomic_block
+    assert not connection.needs_rollback
+    assert connection.atomic_blocks == []
+    assert connection.run_on_commit == []
+    driver = connection.connection
+    is_in_transaction = {
+        "sqlite": lambda: driver.in_transaction,
+        "postgresql": lambda: driver.info.transaction_status != 0,
+        "mysql": lambda: not driver.get_autocommit() or driver.server_status & 1,
+    }[connection.vendor]()
+    assert not is_in_transaction
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("is_watched", [True, False], ids=["watched", "unwatched"])
+def test_nobody_sees_more_than_the_statement(authors: str, write: Callable[[str], None], is_watched: bool) -> None:
+    """The query log has what it would have without the cache: no BEGIN, no COMMIT, nothing that reads the rows."""
+    if is_watched:
+        live_names(authors)
+    with CaptureQueriesContext(connections[authors]) as queries:
+        write(authors)
+    sent = [query["sql"].split()[0] for query in queries if not query["sql"].startswith("SELECT")]
+    assert len(sent) == 1
+    assert sent[0] in ("UPDATE", "INSERT")
+    assert len(queries) == len(sent) + (write is rename_one)
+    check_autocommit(authors)
+    check_clean(authors)
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_other_wrappers_see_the_statement_as_it_is(authors: str, write: Callable[[str], None]) -> None:
+    """An execute wrapper of the user gets the text that Django sends, and runs inside of the transaction."""
+    live_names(authors)
+    seen: list[tuple[str, bool]] = []
+
+    def note(execute: Any, sql: Any, parameters: Any, many: bool, context: Any) -> Any:
+        seen.append((sql.split()[0], context["connection"].in_atomic_block))
+        return execute(sql, parameters, many, context)
+
+    with connections[authors].execute_wrapper(note):
+        write(authors)
+    assert [one for one in seen if one[0] != "SELECT"] in ([("UPDATE", True)], [("INSERT", True)])
+    check_autocommit(authors)
+    check_clean(authors)
+
+
+def test_a_wrapper_that_writes_and_waits_for_the_commit(authors: str) -> None:
+    """Blocks and callbacks of code that runs inside of the statement do what they do inside of atomic()."""
+    live_names(authors)
+    seen: list[object] = []
+
+    def write_more(execute: Any, sql: Any, parameters: Any, many: bool, context: Any) -> Any:
+        result = execute(sql, parameters, many, context)
+        if sql.startswith("UPDATE") and not seen:
+            seen.append("statement")
+            transaction.on_commit(lambda: seen.append(live_names(authors)), using=authors)
+            with pytest.raises(ZeroDivisionError), transaction.atomic(using=authors):  # noqa: PT012 - the end of atomic() is what raises, or is inside
+                create(authors)
+                raise ZeroDivisionError
+            with pytest.raises(RuntimeError), transaction.atomic(using=authors, durable=True):
+                pytest.fail("entered")
+        return result
+
+    with connections[authors].execute_wrapper(write_more):
+        rename(authors)
+    assert seen == ["statement", ["New"] * 2]
+    check_autocommit(authors)
+    check_clean(authors)
+
+
+def test_statement_fails(authors: str) -> None:
+    """An error of the statement ends its transaction: nothing is changed, and nothing stays open."""
+    before = live_names(authors)
+    author = Author.objects.using(authors).order_by("pk")[0]
+    for fail in (
+        lambda: Author.objects.using(authors).create(pk=author.pk, name="Again"),
+        lambda: Author.objects.using(authors).filter(pk=author.pk).update(name=None),
+    ):
+        with pytest.raises(DatabaseError):
+            fail()
+        check_autocommit(authors)
+        assert names(authors) == before
+        check_clean(authors)
+
+
+@pytest.mark.parametrize("is_watched", [True, False], ids=["watched", "unwatched"])
+@pytest.mark.parametrize("is_done", [True, False], ids=["committed", "not committed"])
+@pytest.mark.parametrize("error", [OperationalError, InterfaceError, KeyboardInterrupt])
+def test_commit_fails(authors: str, error: type[BaseException], is_done: bool, is_watched: bool) -> None:
+    """Whatever COMMIT raises, what the database says afterwards is what is read, and the transaction is over."""
+    if is_watched:
+        live_names(authors)
+    before = names(authors)
+    connection: Any = connections[authors]
+    driver = connection.connection
+
+    def fail() -> None:
+        if is_done:
+            driver.commit()
+        raise error("no")
+
+    connection.connection = _FailingDriver(driver, commit=fail)
+    try:
+        with pytest.raises((error, DatabaseError)):
+            rename(authors)
+    finally:
+        connection.connection = driver
+    check_autocommit(authors)
+    assert names(authors) == (["New"] * 2 if is_done else before)
+    check_clean(authors)
+    rename(authors, "After")
+    assert live_names(authors) == ["After"] * 2
+
+
+def test_a_clock_that_is_born_before_the_commit(authors: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer who has found no clock ticks all the same: a reader may have made it, and filled an entry, meanwhile."""
+    ledger = get_assembly("default").ledger
+    assert not ledger.is_watched((clock_of(database_name(connections[authors]), "testapp_author"),))
+    declare = Ledger.declare
+
+    def declare_and_read(ledger: Ledger, *args: Any, **kwargs: Any) -> str:
+        intent_id = declare(ledger, *args, **kwargs)
+        assert reading(authors).seq == 0
+        return intent_id
+
+    monkeypatch.setattr(Ledger, "declare", declare_and_read)
+    rename(authors)
+    assert reading(authors).seq == 1
+
+
+def queries_on_the_wire(alias: str, write: Callable[[], object], tmp_path: Path) -> list[list[str]]:
+    """Return what psycopg sends while *write* runs: the first words of the statements in each message."""
+    driver: Any = connections[alias].connection
+    path = tmp_path / "wire.txt"
+    with path.open("w") as file:
+        driver.pgconn.trace(file.fileno())
+        try:
+            write()
+        finally:
+            driver.pgconn.untrace()
+    sent = re.findall(r"^[^\n]*\tF\t[^\n]*\tQuery\t \"(.*)\"$", path.read_text(), re.MULTILINE)
+    return [[text.split()[0] for text in message.split("; ")] for message in sent]
+
+
+@pytest.mark.parametrize("is_watched", [True, False], ids=["watched", "unwatched"])
+def test_few_round_trips_to_postgresql(authors: str, is_watched: bool, tmp_path: Path) -> None:
+    """What looks at the rows is sent with the statement, and BEGIN too."""
+    if connections[authors].vendor != "postgresql":
+        pytest.skip("only psycopg sends several statements at once")
+    if is_watched:
+        live_names(authors)
+        rename(authors)  # asks the catalog about the table
+    author = Author.objects.using(authors).order_by("pk")[0]
+    author.name = "Saved"
+    found = {
+        "save": queries_on_the_wire(authors, author.save, tmp_path),
+        "create": queries_on_the_wire(authors, lambda: create(authors), tmp_path),
+        "update": queries_on_the_wire(authors, lambda: rename(authors, "Renamed"), tmp_path),
+        "delete": queries_on_the_wire(
+            authors, lambda: Author.objects.using(authors).filter(pk=author.pk)._raw_delete(authors), tmp_path
+        ),
+    }
+    if is_watched:
+        assert found == {
+            "save": [["BEGIN", "SELECT", "UPDATE", "SELECT"], ["COMMIT"]],
+            "create": [["BEGIN", "INSERT", "SELECT"], ["COMMIT"]],
+            "update": [["BEGIN", "SELECT", "UPDATE"], ["SELECT"], ["COMMIT"]],
+            "delete": [["BEGIN", "SELECT", "DELETE", "SELECT"], ["COMMIT"]],
+        }
+    else:
+        assert found == {
+            name: [["BEGIN", verb], ["COMMIT"]]
+            for name, verb in {"save": "UPDATE", "create": "INSERT", "update": "UPDATE", "delete": "DELETE"}.items()
+        }
+    check_clean(authors)
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_connection_with_transactions_of_its_own_kind(authors: str, write: Callable[[str], None]) -> None:
+    """Where the driver begins transactions in a way of its own, BEGIN is left to it."""
+    connection: Any = connections[authors]
+    if connection.vendor != "postgresql":
+        pytest.skip("of psycopg")
+    live_names(authors)
+    connection.connection.deferrable = False
+    try:
+        write(authors)
+        check_autocommit(authors)
+        check_clean(authors)
+    finally:
+        connection.connection.deferrable = None
+
+
+def test_in_a_pipeline_of_psycopg(authors: str) -> None:
+    """A pipeline takes one statement at a time, so nothing is sent with the user's."""
+    connection: Any = connections[authors]
+    if connection.vendor != "postgresql":
+        pytest.skip("of psycopg")
+    live_names(authors)
+    with transaction.atomic(using=authors), connection.connection.pipeline(), connection.cursor() as cursor:
+        cursor.execute("UPDATE testapp_author SET name = 'Piped' WHERE id > %s", [0])
+    assert live_names(authors) == ["Piped"] * 2
+    check_autocommit(authors)
+    check_clean(authors)
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_the_cursor_shows_the_answer_to_its_own_statement(authors: str, write: Callable[[str], None]) -> None:
+    """Counts of rows and returned rows are those of the user's statement, whatever was sent with it."""
+    live_names(authors)
+    assert Author.objects.using(authors).filter(name="A0").update(name="B0") == 1
+    assert Author.objects.using(authors).filter(name="none").update(name="B0") == 0
+    made = Author.objects.using(authors).create(name="C0")
+    assert Author.objects.using(authors).get(pk=made.pk).name == "C0"
+    assert Author.objects.using(authors).filter(pk=made.pk)._raw_delete(authors) == 1
+    with connections[authors].cursor() as cursor:
+        cursor.execute("UPDATE testapp_author SET name = %s WHERE name = %s", ["D0", "B0"])
+        assert cursor.rowcount == 1
+        if connections[authors].vendor != "mysql":
+            cursor.execute("UPDATE testapp_author SET name = 'E0' WHERE name = %s RETURNING name", ["D0"])
+            assert cursor.fetchall() == [("E0",)]
+    write(authors)
+    check_clean(authors)
