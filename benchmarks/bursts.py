@@ -14,15 +14,15 @@ Exit status 1 if this package shows one stale burst or one stale read. Counts ar
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 from benchmarks.project.answers import SHELVES
 from benchmarks.project.errors import BenchmarkError
-from benchmarks.project.runs import Bench, add_options, is_child, print_table, run_child, run_systems
+from benchmarks.project.runs import Bench, Result, add_options, is_child, print_table, run_and_show, run_child
 from benchmarks.project.shared import Cells
 from benchmarks.project.workers import Workers, is_orphan
 
@@ -54,18 +54,16 @@ def main(argv: list[str] | None = None) -> int:
     if is_child():
         return run_child(_run)
     options = _parse(argv)
-    try:
-        results = run_systems("benchmarks.bursts", options)
-    except BenchmarkError as error:
-        print(error, file=sys.stderr)
+    results = run_and_show("benchmarks.bursts", options, _show)
+    if results is None:
         return 2
-    if options.json:
-        print(json.dumps(results, indent=2))
-    else:
-        mode = "atomic" if options.atomic else "autocommit"
-        print(f"{options.database}, {mode}, {options.readers} readers; ours on {options.location}")
-        print_table(results, COLUMNS)
     return 1 if results[0]["stale_bursts"] or results[0]["stale_reads"] else 0
+
+
+def _show(options: argparse.Namespace, results: Sequence[Result]) -> None:
+    mode = "atomic" if options.atomic else "autocommit"
+    print(f"{options.database}, {mode}, {options.readers} readers; ours on {options.location}")
+    print_table(results, COLUMNS)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -8,9 +8,16 @@ of any shape (get, page, join, aggregate, count, subquery, values) that began af
 must not show what was rolled back, and must hold each row where its version puts it. At the end, with nobody writing,
 every process asks every question once more and compares with the database ("wrong keys").
 
-Faults: slowfill (readers sleep between SELECT and store), crash (writers are killed at random and right after COMMIT),
-flush (the cache or its ledger is emptied, in part or whole), snapshot (readers in old snapshots), restart (the Redis is
-killed and started again).
+Faults: slowfill (readers sleep between SELECT and store), crash (writers are killed at random and right after
+COMMIT), flush (the cache or its ledger is emptied, in part or whole), snapshot (readers in old snapshots), database
+(a PostgreSQL of the run crashes and recovers). Of the Redis: restart (it is killed and starts again, empty), freeze
+(it is stopped for up to 1.5 s), full (it has less memory than it uses, under each policy of eviction), failover (a
+primary is killed behind a Sentinel or in a cluster, and with it what it has not replicated), reshard (a cluster moves
+slots), cut (connections to it are lost, and for a moment none is let in). Of a reader: stop (it stands still for up to
+1 s).
+
+With --mode bounded a read must show what was committed --max-lag-ms before it began. Reads that do not show all that
+was committed when they began are counted by their lag: "lag ms" are the median, the 99th percentile and the longest.
 
 Exit status 1 if this package shows one stale read, wrong key or error. Counts are exact, times say nothing.
 """
@@ -18,27 +25,48 @@ Exit status 1 if this package shows one stale read, wrong key or error. Counts a
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from benchmarks.project import book as columns
 from benchmarks.project.answers import ITEMS, MAKERS, ROWS, group_of, maker_of
 from benchmarks.project.book import Book
 from benchmarks.project.errors import BenchmarkError
-from benchmarks.project.runs import Bench, add_options, is_child, print_table, run_child, run_systems
+from benchmarks.project.lags import PAUSE_S, Lags
+from benchmarks.project.runs import Bench, Result, add_options, is_child, print_table, run_and_show, run_child
 from benchmarks.project.workers import Workers, close_everything
 
 __all__ = ["main"]
 
-FAULTS: Final = ("none", "slowfill", "crash", "flush", "snapshot", "restart")
+SINGLE: Final = ("memory+redis", "redis")
+REDIS_FAULTS: Final = {
+    "cut": SINGLE,
+    "restart": SINGLE,
+    "freeze": SINGLE,
+    "full": SINGLE,
+    "failover": ("memory+sentinel", "memory+cluster"),
+    "reshard": ("memory+cluster",),
+}
+"""Faults of the Redis, and the locations whose Redis can have them."""
+FAULTS: Final = ("none", "slowfill", "crash", "flush", "snapshot", "stop", "database", *REDIS_FAULTS)
 WRITER_PAUSE_S: Final = 0.2
 END_S: Final = 60.0
 # How long a system is left alone, in seconds, from and to.
-FAULT_PAUSES_S: Final = {"crash": (0.1, 0.6), "flush": (0.02, 0.2), "restart": (0.5, 1.5)}
+FAULT_PAUSES_S: Final = {
+    "crash": (0.1, 0.6),
+    "flush": (0.02, 0.2),
+    "stop": (0.05, 0.3),
+    "cut": (0.1, 0.5),
+    "database": (1.0, 2.5),
+    "restart": (0.5, 1.5),
+    "freeze": (0.3, 1.0),
+    "full": (0.1, 0.5),
+    "failover": (0.5, 2.0),
+    "reshard": (0.1, 0.5),
+}
 QUIET_DEATHS: Final = 0.7
 """After how many of the deaths nobody writes for a while."""
 QUIET_S: Final = (0.1, 0.6)
@@ -50,6 +78,8 @@ COLUMNS: Final = {
     "commits": "commits",
     "rollbacks": "rollbacks",
     "faults": "faults",
+    "lagging": "lagging",
+    "lag_ms": "lag ms",
     "stale_reads": "stale reads",
     "wrong_keys": "wrong keys",
     "keys": "of",
@@ -62,21 +92,19 @@ def main(argv: list[str] | None = None) -> int:
     if is_child():
         return run_child(_run)
     options = _parse(argv)
-    try:
-        results = run_systems("benchmarks.history", options)
-    except BenchmarkError as error:
-        print(error, file=sys.stderr)
+    results = run_and_show("benchmarks.history", options, _show)
+    if results is None:
         return 2
-    if options.json:
-        print(json.dumps(results, indent=2))
-    else:
-        print(f"{options.database}, fault {options.fault}, {options.seconds:g} s; ours on {options.location}")
-        print_table(results, COLUMNS)
     ours = results[0]
     if ours["stale_reads"] or ours["wrong_keys"] or ours["errors"]:
         print("This package failed:", *ours["samples"], sep="\n  ", file=sys.stderr)
         return 1
     return 0
+
+
+def _show(options: argparse.Namespace, results: Sequence[Result]) -> None:
+    print(f"{options.database}, fault {options.fault}, {options.seconds:g} s; ours on {options.location}")
+    print_table(results, COLUMNS)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -91,13 +119,36 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         default="refuse",
         help="our LIVE_CACHE_ON_LEDGER_LOSS (default: %(default)s)",
     )
+    parser.add_argument(
+        "--mode", choices=("strict", "bounded"), default="strict", help="of ours (default: %(default)s)"
+    )
+    parser.add_argument("--max-lag-ms", type=float, default=100.0, help="of --mode bounded (default: %(default)s)")
     add_options(parser)
+    parser.set_defaults(location=None)
     options = parser.parse_args(argv)
     if options.readers < 1 or not 1 <= options.writers <= 6 or not options.seconds > 0:
         parser.error("--seconds must be more than 0, --readers 1 or more, --writers 1 to 6.")
+    _check_fault(parser, options)
     # Short, so that what a killed writer or a new ledger holds back is soon let go, and is let go many times in a run.
     options.lease_s = 0.3
     return options
+
+
+def _check_fault(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    fault = options.fault
+    places = REDIS_FAULTS.get(fault, ())
+    if options.location is None:
+        options.location = places[0] if places else "memory+redis"
+    if places and options.location not in places:
+        parser.error(f"--fault {fault} needs --location {' or '.join(places)}.")
+    if fault == "database" and options.database != "postgresql":
+        parser.error("--fault database needs --database postgresql.")
+    if fault == "flush" and options.location in ("memory+sentinel", "memory+cluster"):
+        parser.error("--fault flush empties a single Redis.")
+    if options.peers and places and places != SINGLE:
+        print(f"Without peers: neither has a Redis that can have --fault {fault}.", file=sys.stderr)
+        options.peers = False
+    options.is_redis_failing = bool(places)
 
 
 def _run(bench: Bench) -> dict[str, Any]:
@@ -106,12 +157,20 @@ def _run(bench: Bench) -> dict[str, Any]:
     options = bench.options
     _fill(options["writers"])
     book = Book(rows=ROWS, readers=options["readers"], writers=options["writers"])
+    lags = Lags(rows=ROWS, readers=options["readers"]) if options["mode"] == "bounded" else None
     workers = Workers()
     try:
-        readers = {workers.start(_read, slot, book, bench) for slot in range(options["readers"])}
+        if lags is not None:
+            workers.start(_note_floors, book, lags)
+        readers = {workers.start(_read, slot, book, lags, bench) for slot in range(options["readers"])}
         writers = {workers.start(_write, slot, 0, book, bench): slot for slot in range(options["writers"])}
         faults = _Faults(
-            bench, workers, book, writers, lambda slot, life: workers.start(_write, slot, life, book, bench)
+            bench,
+            workers,
+            book,
+            sorted(readers),
+            writers,
+            lambda slot, life: workers.start(_write, slot, life, book, bench),
         )
         faults.run(seconds=options["seconds"])
         book.enter(columns.STOPPED_WRITERS)
@@ -132,6 +191,8 @@ def _run(bench: Bench) -> dict[str, Any]:
         "rollbacks": written[columns.ROLLBACKS],
         "failed_writes": written[columns.FAILURES],
         "faults": faults.count,
+        "lagging": 0 if lags is None else lags.total,
+        "lag_ms": "" if lags is None else " / ".join(f"{lag:g}" for lag in lags.quantiles_ms((0.5, 0.99, 1.0))),
         "stale_reads": read[columns.STALE],
         "wrong_keys": read[columns.WRONG],
         "keys": options["readers"] * len(questions()),
@@ -156,7 +217,16 @@ def _chance(bench: Bench, *name: object) -> random.Random:
     return random.Random(f"{bench.options['seed']} {name}")
 
 
-def _read(slot: int, book: Book, bench: Bench) -> None:
+def _note_floors(book: Book, lags: Lags) -> None:
+    """Be the process that notes what had been committed, until the readers stop."""
+    from benchmarks.project.workers import is_orphan
+
+    while book.phase != columns.STOPPED_READERS and not is_orphan():
+        lags.note(book.floors())
+        time.sleep(PAUSE_S)
+
+
+def _read(slot: int, book: Book, lags: Lags | None, bench: Bench) -> None:
     """Be one reader."""
     from benchmarks.project.faults import pause_fills
     from benchmarks.project.reading import Reader
@@ -165,7 +235,16 @@ def _read(slot: int, book: Book, bench: Bench) -> None:
     if fault == "slowfill":
         pause_fills(_chance(bench, "pause", slot))
     in_snapshots = fault == "snapshot" and slot % 2 == 0
-    Reader(slot, book, _chance(bench, "reader", slot), bench.directory, in_snapshots=in_snapshots).run()
+    Reader(
+        slot,
+        book,
+        _chance(bench, "reader", slot),
+        bench.directory,
+        in_snapshots=in_snapshots,
+        is_database_failing=fault == "database",
+        lags=lags,
+        max_lag_ms=bench.options["max_lag_ms"] if lags is not None else 0.0,
+    ).run()
 
 
 def _write(slot: int, life: int, book: Book, bench: Bench) -> None:
@@ -175,7 +254,10 @@ def _write(slot: int, life: int, book: Book, bench: Bench) -> None:
 
     fault = bench.options["fault"]
     writer = Writer(
-        slot, book, _chance(bench, "writer", slot, life), has_unknown_outcomes=fault in ("crash", "restart")
+        slot,
+        book,
+        _chance(bench, "writer", slot, life),
+        has_unknown_outcomes=fault in ("crash", "database", *REDIS_FAULTS),
     )
     if fault == "crash":
         writer.find_outcome()  # in peace
@@ -187,13 +269,20 @@ class _Faults:
     """What the first process does while the others work: it makes things go wrong, and replaces killed writers."""
 
     def __init__(
-        self, bench: Bench, workers: Workers, book: Book, writers: dict[int, int], replace: Callable[[int, int], int]
+        self,
+        bench: Bench,
+        workers: Workers,
+        book: Book,
+        readers: list[int],
+        writers: dict[int, int],
+        replace: Callable[[int, int], int],
     ) -> None:
         self.count = 0
         self._book = book
         self._quiet_until_s = 0.0
         self._bench = bench
         self._workers = workers
+        self._readers = readers
         self._writers = writers
         self._replace = replace
         self._chance = _chance(bench, "faults")
@@ -220,7 +309,7 @@ class _Faults:
         return self._chance.uniform(*pauses) if pauses else float("inf")
 
     def _make(self, fault: str) -> None:
-        from benchmarks.project.faults import flush
+        from benchmarks.project.faults import cut, flush, stop
 
         if fault == "crash":
             self._workers.kill(self._chance.choice(sorted(self._writers)))
@@ -228,8 +317,14 @@ class _Faults:
         self.count += 1
         if fault == "flush":
             flush(self._bench, self._workers, self._chance)
-        elif fault == "restart":
-            self._bench.restart_redis()
+        elif fault == "stop":
+            stop(self._chance.choice(self._readers), self._chance)
+        elif fault == "cut":
+            cut(self._bench, self._chance)
+        elif self._bench.database is not None:
+            self._bench.database.restart()
+        else:
+            self._bench.redis.faults[fault](self._chance)
 
     def _replace_ended(self) -> None:
         for pid in self._workers.ended():

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -26,9 +27,11 @@ from benchmarks.project.answers import (
     fault_in_total,
 )
 from benchmarks.project.book import Book
+from benchmarks.project.lags import Lags, now_us
 from benchmarks.project.oracle import Truth
 from benchmarks.project.systems import System
 from benchmarks.workloads.base import Popularity, Read
+from tests import server_programs
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ("watched", "unwatched")
@@ -78,6 +81,25 @@ def test_history(fault: str) -> None:
     assert (ours["faults"] > 0) == (fault in {"crash", "flush"})
 
 
+@pytest.mark.parametrize(
+    ("fault", "location"),
+    [
+        ("freeze", "memory+redis"),
+        ("full", "redis"),
+        ("failover", "memory+sentinel"),
+        ("failover", "memory+cluster"),
+        ("reshard", "memory+cluster"),
+    ],
+)
+def test_history_of_a_failing_redis(fault: str, location: str, redis_url: str) -> None:
+    """Three seconds with a Redis that is frozen, full, lost to a replica or resharded: nothing is stale."""
+    (ours,) = _run("history", "--seconds", "3", "--fault", fault, "--location", location)
+    assert ours["reads"] > ours["hits"] > 0
+    assert ours["commits"] > 0
+    assert ours["faults"] > 0
+    assert ours["stale_reads"] == ours["wrong_keys"] == ours["errors"] == 0
+
+
 @pytest.mark.parametrize(("program", "arguments"), [("bursts", ["--bursts", "3"]), ("history", ["--seconds", "1"])])
 def test_a_cache_that_takes_every_entry_for_fresh_is_found_out(
     program: str, arguments: list[str], tmp_path: Path
@@ -87,6 +109,68 @@ def test_a_cache_that_takes_every_entry_for_fresh_is_found_out(
     (ours,) = _run(program, *arguments, "--location", "memory+disk", status=1, PYTHONPATH=path)
     assert ours["stale_reads"] > 0
     assert (ours["stale_bursts"] if program == "bursts" else ours["wrong_keys"]) > 0
+
+
+def test_history_in_bounded_mode(redis_url: str, tmp_path: Path) -> None:
+    """Reads lag, and none for longer than the bound; where the bound is not held, they are counted as stale."""
+    (ours,) = _run("history", "--seconds", "4", "--mode", "bounded", "--fault", "stop")
+    assert ours["lagging"] > 0
+    assert ours["stale_reads"] == ours["wrong_keys"] == ours["errors"] == 0
+    (tmp_path / "sitecustomize.py").write_text(
+        "import time\n"
+        "from live_cache import conf\n"
+        "from live_cache.ledger import redis_wake_ups\n"
+        "conf.Settings.max_lag_s = property(lambda self: 1000.0)\n"
+        "redis_wake_ups.RedisWakeUps.wait = lambda self, clocks, timeout_s: time.sleep(1.5) or frozenset()\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    (ours,) = _run("history", "--seconds", "4", "--mode", "bounded", status=1, PYTHONPATH=path)
+    assert ours["stale_reads"] > 0
+
+
+def test_lags() -> None:
+    """The lag of an answer is the age of the oldest moment that it does not show, of those without a break."""
+    lags = Lags(rows=1, readers=2)
+    times = []
+    for version in range(5):
+        lags.note([version])
+        times.append(now_us())
+        time.sleep(0.002)
+    began_us = now_us()
+    lags.note([9])  # after the read began
+    found = [lags.lag_us(began_us, lambda floors, version=version: version >= floors[0]) for version in range(5)]  # type: ignore[misc]  # bound now
+    assert found[4] == 0
+    for version in range(4):
+        assert 0 <= found[version] - (began_us - times[version + 1]) < 1000
+    for lag_us in (100, 1200, 1200, 10**9):
+        lags.count(1, lag_us)
+    assert lags.total == 4
+    assert lags.quantiles_ms((0.25, 0.5, 1.0)) == [0.5, 1.5, 2000.0]
+    assert Lags(rows=1, readers=1).quantiles_ms((0.5, 1.0)) == [0.0, 0.0]
+
+
+def test_history_of_a_failing_database(redis_url: str) -> None:
+    """Four seconds with a PostgreSQL that crashes and recovers: nothing is stale."""
+    if next(server_programs.installed("postgresql"), None) is None:
+        pytest.skip("POSTGRESQL IS MISSING: there are no programs to start one")
+    (ours,) = _run("history", "--seconds", "4", "--fault", "database", "--database", "postgresql")
+    assert ours["reads"] > ours["hits"] > 0
+    assert ours["commits"] > 0
+    assert ours["faults"] > 0
+    assert ours["stale_reads"] == ours["wrong_keys"] == ours["errors"] == 0
+
+
+def test_lost_ticks_that_a_failover_hides_are_found_out(tmp_path: Path, redis_url: str) -> None:
+    """Without the identity of the server in its clocks, a replica that was promoted serves what it had missed."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import live_cache.ledger.redis_scripts as scripts\n"
+        "known, trusting = 'if held[3] == identity then', 'if held[3] then'\n"
+        "assert known in scripts.READ.source\n"
+        "scripts.READ = scripts.Script(scripts.READ.source.replace(known, trusting))\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    found, _ = _end("history", "--seconds", "12", "--fault", "failover", PYTHONPATH=path)
+    assert found[0]["stale_reads"] > 0
 
 
 @pytest.mark.parametrize("workload", ["shop", "forum", "backoffice"])
@@ -119,6 +203,17 @@ def test_a_stale_read_is_counted_by_efficiency(tmp_path: Path) -> None:
     assert ours["stale"] > 0
     assert ours["samples"]
     assert plain["stale"] == 0
+
+
+def test_flights(tmp_path: Path) -> None:
+    """One query per round, two where the filler was killed; with readers who do not wait the status is 1."""
+    arguments = ["--rounds", "1", "--readers", "20", "--processes", "2", "--location", "memory+disk"]
+    (ours,) = _run("flights", *arguments)
+    assert (ours["most_queries"], ours["killed_most_queries"], ours["stale"]) == (1, 2, 0)
+    assert ours["waits"] > 0
+    (tmp_path / "sitecustomize.py").write_text("import live_cache.flights as flights\nflights.MAX_WAITS = 0\n")
+    (broken,) = _run("flights", *arguments, status=1, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    assert broken["most_queries"] > 1
 
 
 def test_saves() -> None:
@@ -249,3 +344,10 @@ def test_popular_things_are_asked_for_by_the_law_of_zipf() -> None:
     assert set(ranks) == set(range(50))
     assert ranks[0] / ranks[9] == pytest.approx(10, rel=0.2)
     assert {popular.rank(3) for _ in range(100)} == {0, 1, 2}
+
+
+def test_outbox() -> None:
+    """A few writes from outside are seen, other results stay, and a save of Django is fetched once without triggers."""
+    (ours,) = _run("outbox", "--writes", "3", "--location", "memory+disk")
+    assert 0 < ours["median_ms"] <= ours["max_ms"]
+    assert (100, 1) == (ours["other_hit_percent"], ours["fetches"])

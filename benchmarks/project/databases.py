@@ -13,9 +13,9 @@ from typing import Any
 
 from benchmarks.project.errors import BenchmarkError
 from example_project.database_url import DatabaseUrlError, parse_database_url
-from tests import servers
+from tests import server_programs, servers
 
-__all__ = ["database"]
+__all__ = ["OwnPostgresql", "database"]
 
 # A transaction that takes its lock at the start waits for the other writer; one that takes it at its first write can
 # only fail.
@@ -55,6 +55,39 @@ def database(choice: str, directory: Path, *, is_durable: bool = False) -> Itera
     finally:
         force = " WITH (FORCE)" if config["ENGINE"].endswith("postgresql") else ""
         _administer(config, maintenance, f"DROP DATABASE IF EXISTS {config['NAME']}{force}")
+
+
+class OwnPostgresql:
+    """
+    A PostgreSQL of the run alone, which may crash.
+
+    Raises:
+        BenchmarkError: There are no programs to start one.
+    """
+
+    def __init__(self) -> None:
+        programs = next(server_programs.installed("postgresql"), None)
+        if programs is None:
+            raise BenchmarkError("There is no PostgreSQL on this machine that could be started and killed.")
+        self._server = programs.start()
+        self.config = {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": "postgres",
+            "HOST": "127.0.0.1",
+            "PORT": str(self._server.port),
+            "USER": self._server.user,
+            # What was answered must survive the crash.
+            "OPTIONS": {"options": "-c synchronous_commit=on"},
+        }
+
+    def restart(self) -> None:
+        """End the server and all its connections at once, and start it again: it recovers what was committed."""
+        self._server.crash()
+        self._server.start_again()
+
+    def close(self) -> None:
+        """Stop the server."""
+        self._server.stop(kill=True)
 
 
 def _config(choice: str) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from benchmarks.project.runs import Bench
 from benchmarks.project.systems import current
 from benchmarks.project.workers import Workers
 
-__all__ = ["die_after_commits", "flush", "pause_fills"]
+__all__ = ["cut", "die_after_commits", "flush", "pause_fills", "stop"]
 
 _DEATHS_PER_COMMIT: Final = 0.1
 _LONGEST_PAUSE_S: Final = 0.02
+_STOP_S: Final = (0.02, 1.0)
 
 
 def pause_fills(chance: random.Random) -> None:
@@ -53,6 +54,29 @@ def flush(bench: Bench, workers: Workers, chance: random.Random) -> None:
         actions += [_delete_clocks, _reset_epochs, _clear_entries]
     pid = workers.start(chance.choice(actions), bench)  # a process of its own: this one must keep nothing open
     workers.wait({pid}, timeout_s=20)
+
+
+def stop(pid: int, chance: random.Random) -> None:
+    """Stop a process for a moment, wherever it is, with all its threads."""
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(chance.uniform(*_STOP_S))
+    os.kill(pid, signal.SIGCONT)
+
+
+def cut(bench: Bench, chance: random.Random) -> None:
+    """Cut the connections on which processes hear of ticks, or all connections, and let no new one in for a moment."""
+    import redis
+
+    with redis.Redis.from_url(bench.options["redis_url"]) as client:
+        if chance.random() < 0.5:
+            client.client_kill_filter(_type="pubsub")
+            return
+        limit = client.config_get("maxclients")["maxclients"]
+        client.config_set("maxclients", 1)
+        client.client_kill_filter(_type="pubsub")
+        client.client_kill_filter(_type="normal", skipme=True)
+        time.sleep(chance.uniform(*_STOP_S))
+        client.config_set("maxclients", limit)
 
 
 def _flush_redis(bench: Bench) -> None:

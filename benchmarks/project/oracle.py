@@ -38,7 +38,7 @@ class Kind:
     distinct: int = 0
     """Different queries."""
     reasons: dict[str, int] = field(default_factory=dict)
-    """Of the fetches of this package, by ReadRecord.reason."""
+    """Of the fetches of this package, by ReadRecord.reason; "link set" for a hit that has asked for nothing but one."""
 
 
 class Truth:
@@ -121,11 +121,11 @@ def _digest(answer: Any) -> bytes:
 
 @contextmanager
 def _recording(system: System) -> Iterator[Callable[[], list[str]]]:
-    """Yield what tells why reads inside the block were misses; of other packages nothing is known."""
+    """Yield what tells why reads inside the block asked the database; of other packages nothing is known."""
     if system.name != "live_cache":
         yield list
         return
     from live_cache import recording
 
     with recording() as records:
-        yield lambda: [record.reason for record in records if not record.is_hit]
+        yield lambda: [record.reason or "link set" for record in records]

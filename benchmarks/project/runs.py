@@ -19,18 +19,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.project.databases import database
+from benchmarks.project.databases import OwnPostgresql, database
 from benchmarks.project.errors import BenchmarkError
+from benchmarks.project.redis_places import start_redis_place
 from benchmarks.project.systems import LOCATIONS, PEERS, SYSTEMS
-from tests import server_programs
 
 __all__ = [
     "Bench",
+    "Result",
     "add_options",
     "end_in_order",
     "is_child",
     "print_rows",
     "print_table",
+    "run_and_show",
     "run_child",
     "run_systems",
     "started",
@@ -79,6 +81,27 @@ def run_systems(program: str, options: argparse.Namespace, *, others: Sequence[s
     """
     end_in_order()
     return [_run_system(program, name, options) for name in (*systems_to_run(options), *others)]
+
+
+def run_and_show(
+    program: str, options: argparse.Namespace, show: Callable[[argparse.Namespace, Sequence[Result]], None]
+) -> list[Result] | None:
+    """
+    Run *program* once for each system, print the results, as JSON or by *show*, and return them, ours first.
+
+    Returns:
+        None if a run was not possible; the reason was printed.
+    """
+    try:
+        results = run_systems(program, options)
+    except BenchmarkError as error:
+        print(error, file=sys.stderr)
+        return None
+    if options.json:
+        print(json.dumps(results, indent=2))
+    else:
+        show(options, results)
+    return results
 
 
 def systems_to_run(options: argparse.Namespace) -> list[str]:
@@ -142,24 +165,25 @@ def is_child() -> bool:
 
 
 class Bench:
-    """The process of one system: its options, and its Redis."""
+    """The process of one system: its options, its Redis, and the database if that fails too."""
 
     def __init__(self) -> None:
         self.options: dict[str, Any] = json.loads(os.environ[_ENVIRONMENT])
         self.directory = Path(self.options["directory"])
-        self._redis = server_programs.start_redis()
-        self.redis_port = self._redis.port
-        self.options["redis_url"] = f"redis://127.0.0.1:{self.redis_port}/0"
+        is_ours = self.options["system"] == "live_cache"
+        self.redis = start_redis_place(self.options["location"] if is_ours else "redis")
+        self.options["redis_url"] = self.redis.url
+        self.database: OwnPostgresql | None = None
+        if self.options.get("fault") == "database":
+            self.database = OwnPostgresql()
+            self.options["database"] = self.database.config
         os.environ[_ENVIRONMENT] = json.dumps(self.options)
 
-    def restart_redis(self) -> None:
-        """Kill the Redis of the run and start it again, empty, at its port."""
-        self._redis.stop(kill=True)
-        self._redis = server_programs.start_redis(port=self.redis_port)
-
     def close(self) -> None:
-        """Stop the Redis."""
-        self._redis.stop(kill=True)
+        """Stop the servers."""
+        self.redis.close()
+        if self.database is not None:
+            self.database.close()
 
 
 def run_child(run: Callable[[Bench], Mapping[str, Any]]) -> int:

@@ -23,7 +23,7 @@ INSTALLED_APPS = ["benchmarks.project"]
 MIGRATION_MODULES: dict[str, None] = {"project": None}
 if DATABASES["default"]["ENGINE"].endswith("mysql") and importlib.util.find_spec("MySQLdb") is None:
     servers.install_pymysql()
-# Where the Redis is killed on purpose, what the package says about it is no news.
+# Where the Redis fails on purpose, what the package says about it is no news.
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -31,7 +31,7 @@ LOGGING: dict[str, Any] = {
     "loggers": {
         "live_cache": {
             "handlers": ["stderr"],
-            "level": "CRITICAL" if BENCH.get("fault") == "restart" else "WARNING",
+            "level": "CRITICAL" if BENCH.get("is_redis_failing") else "WARNING",
             "propagate": False,
         },
     },

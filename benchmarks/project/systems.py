@@ -27,6 +27,8 @@ LOCATIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "memory+disk": ("memory://", "disk://{directory}/cache"),
     "redis": ("{redis}",),
     "memory+redis": ("memory://", "{redis}"),
+    "memory+sentinel": ("memory://", "{redis}"),
+    "memory+cluster": ("memory://", "{redis}"),
 }
 """What --location names: a LOCATION of CACHES."""
 PEERS: Final = ("cacheops", "cachalot")
@@ -77,9 +79,11 @@ class Ours(System):
 
     name = "live_cache"
     caches = True
+    _mode = "strict"
 
     def settings(self, bench: Mapping[str, Any]) -> dict[str, Any]:
         """See System.settings()."""
+        type(self)._mode = bench.get("mode", "strict")
         names = {"directory": bench["directory"], "redis": bench["redis_url"]}
         return {
             "INSTALLED_APPS": ["live_cache", "benchmarks.project"],
@@ -88,10 +92,11 @@ class Ours(System):
                     "BACKEND": "live_cache.backend.LiveCache",
                     "LOCATION": [url.format(**names) for url in LOCATIONS[bench["location"]]],
                     "TIMEOUT": None,
-                    "OPTIONS": {} if bench.get("fault") == "restart" else _PATIENT,
+                    "OPTIONS": {} if bench.get("is_redis_failing") else _PATIENT,
                 }
             },
             "LIVE_CACHE_LEASE_S": bench["lease_s"],
+            "LIVE_CACHE_MAX_LAG_MS": bench.get("max_lag_ms", 100),
             "LIVE_CACHE_ON_LEDGER_LOSS": bench["on_ledger_loss"],
         }
 
@@ -99,7 +104,7 @@ class Ours(System):
         """See System.cached()."""
         from live_cache import live
 
-        return live(queryset)
+        return live(queryset, mode=self._mode)
 
     def slow_down(self, pause: Callable[[], None]) -> None:
         """See System.slow_down(). Replaces a private function of the reader, in this process."""

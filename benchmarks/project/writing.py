@@ -73,7 +73,7 @@ class Writer:
                 self.chance.choice(self.writes)()
             except DatabaseError:  # a deadlock, a lock that took too long, a refused commit
                 self.book.writers.add(self.slot, FAILURES, 1)
-                self.find_outcome()
+                self._find_outcome_when_there_is_a_database()
             except Exception:  # a peer's cache does not answer; ours raises none of these
                 if self.system.name == "live_cache":
                     raise
@@ -96,6 +96,15 @@ class Writer:
             self.book.committed(self.slot, rows)
         else:
             self.book.rolled_back(self.slot, rows)
+
+    def _find_outcome_when_there_is_a_database(self) -> None:
+        while not is_orphan():
+            try:
+                connection.close_if_unusable_or_obsolete()
+                self.find_outcome()
+                return
+            except DatabaseError:
+                time.sleep(0.02)
 
     # -- in autocommit mode ---------------------------------------------------------------------------------------
 
