@@ -8,9 +8,9 @@ pipelined round trip.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
@@ -21,6 +21,7 @@ from live_cache.redis_late import LateAnswerError, LateAnswers, pass_on
 from live_cache.redis_sending import (
     Command,
     LoopClient,
+    NoTurnError,
     Script,
     apipeline,
     directly,
@@ -167,6 +168,27 @@ class RedisConnection:
         raise_first(answers)
         return answers
 
+    @asynccontextmanager
+    async def atranslating(
+        self, error_class: type[LiveCacheError], *, is_quick: bool = False
+    ) -> AsyncGenerator[None, None]:
+        """
+        See translating(). Waits for a turn first, and asks the breaker then.
+
+        A call that gets no turn in the time that it would wait for an answer raises *error_class* with a NoTurnError as
+        __cause__. That tells nothing of the server, so the breaker hears nothing of it.
+        """
+        client = self._loop_client()
+        try:
+            await client.take_turn(is_quick=is_quick, patience_s=self._quick_timeout_s if is_quick else self._timeout_s)
+        except NoTurnError as error:
+            raise error_class(f"Redis at {self.shown} was not asked: {error}") from error
+        try:
+            with self.translating(error_class, is_quick=is_quick):
+                yield
+        finally:
+            client.turns[is_quick].release()
+
     async def arun(self, commands: Sequence[Command], *, is_quick: bool = False) -> list[Any]:
         """See run()."""
         if not is_quick:
@@ -253,7 +275,7 @@ class RedisConnection:
         """
         Turn an error of the driver into *error_class*, with the driver's error as __cause__.
 
-        Raises it at once, without a cause, while the breaker is open. Around an await as well.
+        Raises it at once, without a cause, while the breaker is open.
         """
         breaker = self.quick_breaker if is_quick else self.patient_breaker
         turn = breaker.admit()
@@ -362,7 +384,7 @@ class RedisConnection:
         names = ("username", "password")
         return {**times_s, **{name: options["sentinel_" + name] for name in names if "sentinel_" + name in options}}
 
-    async def _async_client(self) -> redis.asyncio.Redis:
+    def _loop_client(self) -> LoopClient:
         loop = asyncio.get_running_loop()
         found = self._async_clients.get(loop)
         if found is None:
@@ -370,5 +392,9 @@ class RedisConnection:
             for other in [other for other in self._async_clients if other.is_closed()]:
                 self._async_clients.pop(other, None)
             found = self._async_clients[loop] = LoopClient(self._make_async_client())
-            await found.open()
+        return found
+
+    async def _async_client(self) -> redis.asyncio.Redis:
+        found = self._loop_client()
+        await found.open()
         return cast("redis.asyncio.Redis", found.client)

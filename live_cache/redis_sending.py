@@ -4,13 +4,15 @@ How commands are sent by a client of redis-py, and how the client of an event lo
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 __all__ = [
     "Command",
     "LoopClient",
+    "NoTurnError",
     "Script",
     "apipeline",
     "directly",
@@ -38,16 +40,42 @@ Command: TypeAlias = "tuple[str | Script | bytes | int, ...]"
 """What run() takes: the words of a command; or a Script, its one key, and its arguments."""
 
 
+# More answers than this do not come sooner, since one thread reads them all; and each is a connection to be made.
+_CALLS_AT_ONCE: Final = 8
+
+
+class NoTurnError(TimeoutError):
+    """Other tasks of the loop had all turns; nothing was sent. Never leaves RedisConnection but as a __cause__."""
+
+
 class LoopClient:
-    """The client of one event loop. asyncio.run(), and all servers, end a loop's generators before they close it."""
+    """
+    The client of one event loop. asyncio.run(), and all servers, end a loop's generators before they close it.
+
+    Each call is to hold one of *turns* while it waits for the server. Tasks that all begin at once would otherwise make
+    a connection each, all in the one thread of the loop, and take the time that this needs for a server that is down.
+    """
 
     def __init__(self, client: Any) -> None:
         self.client = client
         self.closing = self._until_closed()
+        self.turns = {is_quick: asyncio.Semaphore(_CALLS_AT_ONCE) for is_quick in (False, True)}
+        """By whether a call is a quick one: none waits for patient calls."""
+        self._is_open = False
+
+    async def take_turn(self, *, is_quick: bool, patience_s: float) -> None:
+        """Wait for a turn, which the caller gives back to *turns*. Raises NoTurnError after *patience_s*."""
+        try:
+            async with asyncio.timeout(patience_s):
+                await self.turns[is_quick].acquire()  # at once, but for the case that all are taken
+        except TimeoutError as error:
+            raise NoTurnError(f"{_CALLS_AT_ONCE} tasks of this event loop are still waiting for answers.") from error
 
     async def open(self) -> None:
         """Make the loop know of the generator."""
-        await anext(self.closing)
+        if not self._is_open:
+            self._is_open = True
+            await anext(self.closing)
 
     async def _until_closed(self) -> AsyncGenerator[None, None]:
         try:

@@ -20,6 +20,7 @@ import redis
 from live_cache.exceptions import StoreUnavailableError
 from live_cache.redis_connection import RedisConnection
 from live_cache.redis_late import LateAnswerError
+from live_cache.redis_sending import NoTurnError
 from live_cache.stores.base import MISS
 from live_cache.stores.redis import RedisStore
 from live_cache.stores.redis_steps import RedisSteps
@@ -470,3 +471,54 @@ def test_a_cancelled_write_leaves_nothing_behind(
         assert await store.aget("key") == b"3"
 
     asyncio.run(use())
+
+
+def test_many_tasks_share_a_few_connections(private_redis: Any) -> None:
+    """A crowd of tasks in a busy process is not taken for a server that is down, and does not connect each."""
+    connection = RedisConnection(private_redis.url, timeout_s=30)
+    store = RedisStore(connection)
+    is_over = threading.Event()
+
+    def be_busy() -> None:
+        while not is_over.is_set():
+            sum(range(1000))
+
+    async def use() -> int:
+        await asyncio.gather(*(store.aincrement("sum", default=0) for _ in range(200)))
+        with redis.Redis.from_url(private_redis.url) as client:
+            connections = len(client.client_list())
+        await store.aclose()
+        return connections
+
+    busy = threading.Thread(target=be_busy)
+    busy.start()
+    try:
+        connections = asyncio.run(use())
+    finally:
+        is_over.set()
+        busy.join()
+    assert connections <= 1 + 8
+    assert store.get("sum") == b"200"
+    assert connection.quick_breaker.opened.value == 0
+    connection.close()
+
+
+def test_a_write_without_a_turn_is_owed_until_the_next_call(connection: RedisConnection, store: RedisStore) -> None:
+    """What other tasks leave no time for is refused, not lost; and the server is not blamed for it."""
+
+    async def use() -> None:
+        await store.aget("key")
+        turns = connection._loop_client().turns[True]
+        while not turns.locked():
+            await turns.acquire()
+        with pytest.raises(StoreUnavailableError, match="was not asked: 8 tasks") as caught:
+            await store.aput("key", b"2")
+        assert isinstance(caught.value.__cause__, NoTurnError)
+        assert not connection.quick_breaker.is_open
+        for _ in range(8):
+            turns.release()
+        assert await store.aget("other") == b"1"
+
+    asyncio.run(use())
+    assert not store._steps.debts.has_keys()
+    assert connection.client.get("live_cache:key") is None

@@ -83,7 +83,9 @@ class _Redis:
         self.client = redis.Redis.from_url(url)
 
     def make_store(self) -> RedisStore:
-        return RedisStore(RedisConnection(self.url), prefix=self.prefix, clear_batch=500)
+        # What a store keeps is tested here, on a machine that may be busy; how long it waits has tests of its own.
+        connection = RedisConnection(self.url, connect_timeout_s=10, timeout_s=10)
+        return RedisStore(connection, prefix=self.prefix, clear_batch=500)
 
     def peek(self, key: str) -> bytes | None:
         value = self.client.get(self.prefix + key)

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar, cast
 
 from live_cache.exceptions import ConfigurationError, StoreUnavailableError
 from live_cache.redis_connection import Command, RedisConnection
+from live_cache.redis_sending import NoTurnError
 from live_cache.stores.base import (
     FlushReport,
     Missing,
@@ -319,9 +320,11 @@ class RedisStore(ForkAware, Store):
             while commands is not None:
                 answers: list[Any] | StoreUnavailableError
                 try:
-                    with self.connection.translating(StoreUnavailableError, is_quick=is_quick):
+                    async with self.connection.atranslating(StoreUnavailableError, is_quick=is_quick):
                         answers = await self.connection.arun(commands, is_quick=is_quick)
                 except StoreUnavailableError as error:
+                    if isinstance(error.__cause__, NoTurnError):
+                        self._seen_closed_count = -1  # The breaker is closed already: what is owed waits for no news.
                     self._steps.counters.errors.add_one()
                     answers = error
                 commands, result = _step(steps, answers)
