@@ -29,6 +29,7 @@ from live_cache.shapes.text_rules import text_rules_of
 from live_cache.shapes.truth import FALSE, NULL, TRUE, position
 from live_cache.writes.images import columns_of
 from tests.deep import deep
+from tests.made_models import made_models
 from tests.testapp.models import AllFields, Part
 
 PROFILE: Final = settings(
@@ -366,11 +367,7 @@ COLLATIONS: Final[dict[str, tuple[str, ...]]] = {
 @pytest.fixture
 def make_model(alias: str) -> Iterator[Callable[[str], Any]]:
     """Make a table whose texts have a collation of their own."""
-    from django.apps import apps
-
     connection = connections[alias]
-    before = dict(apps.all_models["testapp"])
-    made: list[Any] = []
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute(
@@ -378,26 +375,20 @@ def make_model(alias: str) -> Iterator[Callable[[str], Any]]:
                 " (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
             )
 
-    def make(collation: str) -> Any:
-        class Collated(models.Model):
-            label = models.CharField(max_length=20, null=True, db_collation=collation)
-            amount = models.IntegerField(null=True)
+    with made_models(alias) as create_tables:
 
-            class Meta:
-                app_label = "testapp"
+        def make(collation: str) -> Any:
+            class Collated(models.Model):
+                label = models.CharField(max_length=20, null=True, db_collation=collation)
+                amount = models.IntegerField(null=True)
 
-        with connection.schema_editor() as editor:
-            editor.create_model(Collated)
-        made.append(Collated)
-        return Collated
+                class Meta:
+                    app_label = "testapp"
 
-    yield make
-    with connection.schema_editor() as editor:
-        for model in made:
-            editor.delete_model(model)
-    apps.all_models["testapp"].clear()
-    apps.all_models["testapp"].update(before)
-    apps.clear_cache()
+            create_tables(Collated)
+            return Collated
+
+        yield make
 
 
 @pytest.mark.parametrize("number", range(3))

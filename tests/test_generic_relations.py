@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from django.contrib.contenttypes.fields import GenericForeignKey, GenericRelation
 from django.contrib.contenttypes.models import ContentType
-from django.db import connections, models
+from django.db import models
 from django.db.models import Avg, Count, Exists, OuterRef, Prefetch
 
 from live_cache import LiveManager, live
+from tests.made_models import made_models
 from tests.test_queryset import queries_of
 from tests.test_read_surface import rows_of
 from tests.testapp.models import Review
@@ -43,32 +44,22 @@ def make_models() -> tuple[Any, Any]:
 @pytest.fixture
 def articles(alias: str, cache: str) -> Iterator[Any]:
     """Two articles with notes and reviews; a review of something else has the same object_id."""
-    from django.apps import apps
-
     ContentType.objects.clear_cache()  # emptied tables have other keys
-    before = dict(apps.all_models["testapp"])
-    note, article = make_models()
-    with connections[alias].schema_editor() as editor:
+    with made_models(alias) as create_tables:
+        note, article = make_models()
+        create_tables(note, article)
+        types = ContentType.objects.db_manager(alias)
         for model in (note, article):
-            editor.create_model(model)
-    types = ContentType.objects.db_manager(alias)
-    for model in (note, article):
-        # Django asks the default database for the key of the type, whatever database the rows are in.
-        ContentType.objects._add_to_cache("default", types.get_for_model(model))
-    other = types.get_for_model(note)
-    for title in ("one", "two"):
-        made = article.objects.using(alias).create(title=title)
-        made.notes.create(text=f"about {title}")
-        for stars in (2, 5):
-            made.reviews.create(stars=stars)
-        Review.objects.using(alias).create(content_type=other, object_id=str(made.pk), stars=1)
-    yield article.objects.using(alias).order_by("pk")
-    with connections[alias].schema_editor() as editor:
-        for model in (article, note):
-            editor.delete_model(model)
-    apps.all_models["testapp"].clear()
-    apps.all_models["testapp"].update(before)
-    apps.clear_cache()
+            # Django asks the default database for the key of the type, whatever database the rows are in.
+            ContentType.objects._add_to_cache("default", types.get_for_model(model))
+        other = types.get_for_model(note)
+        for title in ("one", "two"):
+            made = article.objects.using(alias).create(title=title)
+            made.notes.create(text=f"about {title}")
+            for stars in (2, 5):
+                made.reviews.create(stars=stars)
+            Review.objects.using(alias).create(content_type=other, object_id=str(made.pk), stars=1)
+        yield article.objects.using(alias).order_by("pk")
     ContentType.objects.clear_cache()
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import django
 import pytest
-from django.apps import apps
 from django.db import DatabaseError, OperationalError, connections, models, transaction
 from django.db.models import Case, F, Value, When
 from django.db.models.functions import Lower, Now, Upper
@@ -27,6 +26,7 @@ from live_cache.writes.hooks import Hook
 from live_cache.writes.plain_tables import forget_plain_tables, is_plain
 from live_cache.writes.transactions import state_of
 from tests.cache_kinds import caches_of
+from tests.made_models import made_models
 from tests.testapp.models import (
     AllFields,
     Author,
@@ -925,25 +925,19 @@ def odd_model(alias: str, ledger_kind: str) -> Iterator[Any]:
     class Plain(_Char):
         """Differs by name only."""
 
-    before = dict(apps.all_models["testapp"])
+    with made_models(alias) as create_tables:
 
-    class Odd(models.Model):
-        renamed = models.CharField(max_length=20, db_column="Other Name", db_default="def")
-        stamped = models.DateTimeField(db_default=Now())
-        shouted = Shouted(max_length=20, default="quiet")
-        plain = Plain(max_length=20, default="plain")
+        class Odd(models.Model):
+            renamed = models.CharField(max_length=20, db_column="Other Name", db_default="def")
+            stamped = models.DateTimeField(db_default=Now())
+            shouted = Shouted(max_length=20, default="quiet")
+            plain = Plain(max_length=20, default="plain")
 
-        class Meta:
-            app_label = "testapp"
+            class Meta:
+                app_label = "testapp"
 
-    with connections[alias].schema_editor() as editor:
-        editor.create_model(Odd)
-    yield Odd
-    with connections[alias].schema_editor() as editor:
-        editor.delete_model(Odd)
-    apps.all_models["testapp"].clear()
-    apps.all_models["testapp"].update(before)
-    apps.clear_cache()
+        create_tables(Odd)
+        yield Odd
 
 
 def test_columns_of_other_names_and_defaults_of_the_database(alias: str, odd_model: Any) -> None:
@@ -975,24 +969,21 @@ def test_database_cascades(alias: str, ledger_kind: str) -> None:
     """DB_CASCADE of Django 6.1: the row that is deleted is told, and the table whose rows go with it as a whole."""
     if django.VERSION < (6, 1):
         pytest.skip("DB_CASCADE is new in Django 6.1.")
-    before = dict(apps.all_models["testapp"])
+    with made_models(alias) as create_tables:
 
-    class Parent(models.Model):
-        name = models.CharField(max_length=10)
+        class Parent(models.Model):
+            name = models.CharField(max_length=10)
 
-        class Meta:
-            app_label = "testapp"
+            class Meta:
+                app_label = "testapp"
 
-    class Child(models.Model):
-        parent = models.ForeignKey(Parent, on_delete=models.DB_CASCADE)
+        class Child(models.Model):
+            parent = models.ForeignKey(Parent, on_delete=models.DB_CASCADE)
 
-        class Meta:
-            app_label = "testapp"
+            class Meta:
+                app_label = "testapp"
 
-    with connections[alias].schema_editor() as editor:
-        editor.create_model(Parent)
-        editor.create_model(Child)
-    try:
+        create_tables(Parent, Child)
         parent = Parent._base_manager.using(alias).create(name="p")
         Child._base_manager.using(alias).create(parent=parent)
         watch = Watch(alias, Parent, Child)
@@ -1000,13 +991,6 @@ def test_database_cascades(alias: str, ledger_kind: str) -> None:
         parent.delete()
         assert [change.key for change in watch.told(Parent).rows] == [(key,)]
         assert watch.told(Child).notes == ["rows that the database deletes with others"]
-    finally:
-        with connections[alias].schema_editor() as editor:
-            editor.delete_model(Child)
-            editor.delete_model(Parent)
-        apps.all_models["testapp"].clear()
-        apps.all_models["testapp"].update(before)
-        apps.clear_cache()
 
 
 def test_signals_add_nothing(shop: str) -> None:

@@ -15,6 +15,7 @@ from django.test.utils import modify_settings
 
 from live_cache import live
 from tests.compared import state_of_row
+from tests.made_models import made_models
 from tests.servers import MISSING
 from tests.test_queryset import queries_of
 
@@ -71,9 +72,6 @@ def make_thing() -> type[models.Model]:
 @pytest.fixture(scope="module")
 def thing(django_db_setup: None, django_db_blocker: Any) -> Iterator[Any]:
     """The model, with its table, the extensions and the collation that it needs, and django.contrib.postgres."""
-    from django.apps import apps
-
-    before = dict(apps.all_models["testapp"])
     connection: Any = connections[ALIAS]
     with django_db_blocker.unblock():
         with connection.cursor() as cursor:
@@ -82,20 +80,17 @@ def thing(django_db_setup: None, django_db_blocker: Any) -> Iterator[Any]:
             cursor.execute(
                 "CREATE COLLATION live_cache_folded (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
             )
-        with modify_settings(INSTALLED_APPS={"append": "django.contrib.postgres"}):
+        with (
+            modify_settings(INSTALLED_APPS={"append": "django.contrib.postgres"}),
+            made_models(ALIAS) as create_tables,
+        ):
             model = make_thing()
-            with connection.schema_editor() as editor:
-                editor.create_model(model)
+            create_tables(model)
             connection.close()  # the next one knows the types, and its search path is in no doubt
             yield model
-            with connection.schema_editor() as editor:
-                editor.delete_model(model)
         with connection.cursor() as cursor:
             cursor.execute("DROP COLLATION live_cache_folded")
         connection.close()
-    apps.all_models["testapp"].clear()
-    apps.all_models["testapp"].update(before)
-    apps.clear_cache()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from django.db.migrations.state import ProjectState
 
 from live_cache import live, recording
 from live_cache.writes.cascades import tables_changed_by_delete
+from tests.made_models import made_models
 from tests.testapp.models import Author, Book, Country, Ebook, Profile, Review, Tag
 
 UPDATE = "UPDATE testapp_author SET name = 'Raw'"
@@ -436,43 +437,33 @@ needs_db_on_delete = pytest.mark.skipif(not hasattr(models, "DB_CASCADE"), reaso
 @pytest.fixture
 def family(alias: str, cache: str) -> Iterator[tuple[str, list[type[models.Model]]]]:
     """A grandparent, a parent by DB_CASCADE, a child by DB_CASCADE, and a friend of the parent by DB_SET_NULL."""
-    from django.apps import apps
+    with made_models(alias) as create_tables:
 
-    before = dict(apps.all_models["testapp"])
+        class Grandparent(models.Model):
+            class Meta:
+                app_label = "testapp"
 
-    class Grandparent(models.Model):
-        class Meta:
-            app_label = "testapp"
+        class Parent(models.Model):
+            grandparent = models.ForeignKey(Grandparent, models.DB_CASCADE)  # type: ignore[attr-defined,arg-type,unused-ignore] # 6.1
 
-    class Parent(models.Model):
-        grandparent = models.ForeignKey(Grandparent, models.DB_CASCADE)  # type: ignore[attr-defined,arg-type,unused-ignore] # 6.1
+            class Meta:
+                app_label = "testapp"
 
-        class Meta:
-            app_label = "testapp"
+        class Child(models.Model):
+            parent = models.ForeignKey(Parent, models.DB_CASCADE)  # type: ignore[attr-defined,arg-type,unused-ignore] # 6.1
 
-    class Child(models.Model):
-        parent = models.ForeignKey(Parent, models.DB_CASCADE)  # type: ignore[attr-defined,arg-type,unused-ignore] # 6.1
+            class Meta:
+                app_label = "testapp"
 
-        class Meta:
-            app_label = "testapp"
+        class Friend(models.Model):
+            parent = models.ForeignKey(Parent, models.DB_SET_NULL, null=True)  # type: ignore[attr-defined,arg-type,unused-ignore] # 6.1
 
-    class Friend(models.Model):
-        parent = models.ForeignKey(Parent, models.DB_SET_NULL, null=True)  # type: ignore[attr-defined,arg-type,unused-ignore] # 6.1
+            class Meta:
+                app_label = "testapp"
 
-        class Meta:
-            app_label = "testapp"
-
-    made = [Grandparent, Parent, Child, Friend]
-    with connections[alias].schema_editor() as editor:
-        for model in made:
-            editor.create_model(model)
-    yield alias, made
-    with connections[alias].schema_editor() as editor:
-        for model in reversed(made):
-            editor.delete_model(model)
-    apps.all_models["testapp"].clear()
-    apps.all_models["testapp"].update(before)
-    apps.clear_cache()
+        made = [Grandparent, Parent, Child, Friend]
+        create_tables(*made)
+        yield alias, made
 
 
 @needs_db_on_delete
