@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from django.db import connections, transaction
+from django.db import connections, models, transaction
 
 from live_cache import live, recording
+from tests.made_models import made_models
 from tests.servers import MISSING
 from tests.testapp.models import MadeBook, Tag
 
@@ -106,3 +107,39 @@ def test_a_rollback_costs_other_tables_no_hits(engine: str) -> None:
         assert [tag.name for tag in tags.all()] == ["red"]
         assert live_titles() == ["kept"]
     assert [read.is_hit for read in reads] == [True, False]
+
+
+def test_what_such_a_table_shows_of_an_open_transaction_is_no_link_set(engine: str) -> None:
+    """A set could hold what is not declared yet, so none is read, and each row of the other table counts."""
+    with made_models(ALIAS) as create_tables:
+
+        class Rack(models.Model):
+            room = models.IntegerField()
+
+            class Meta:
+                app_label = "testapp"
+
+        class Copy(models.Model):
+            rack = models.ForeignKey(Rack, on_delete=models.CASCADE, db_constraint=False)
+
+            class Meta:
+                app_label = "testapp"
+
+        create_tables(Rack, Copy)
+        racks, copies = Rack._base_manager.using(ALIAS), Copy._base_manager.using(ALIAS)
+
+        def is_hit() -> bool:
+            with recording() as records:
+                found = list(live(copies.filter(rack__room=1)).values_list("pk", flat=True))
+            assert found == list(copies.filter(rack__room=1).values_list("pk", flat=True))
+            return records[-1].is_hit
+
+        near, far = (racks.create(room=room) for room in (1, 2))
+        copies.create(rack=near)
+        hits = []
+        for kind in ("InnoDB", engine):
+            execute(f"ALTER TABLE {Rack._meta.db_table} ENGINE = {kind}")
+            is_hit()
+            copies.create(rack=far)
+            hits.append(is_hit())
+        assert hits == [True, False]

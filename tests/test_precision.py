@@ -26,6 +26,7 @@ from tests.compared import comparable
 from tests.conftest import SecondConnection
 from tests.machine.faults import Holds
 from tests.precision import broken
+from tests.test_async_reads import hops_of
 from tests.testapp.models import Author, Book, Category, Country, Tag
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -617,6 +618,42 @@ def test_a_link_set_that_fails_says_nothing(shop: str, monkeypatch: pytest.Monke
         patch.setattr(LinkReader, "_values", fail)
         assert read(shop, BY_ANN) == (plainly(shop, BY_ANN), False)
     assert read(shop, BY_ANN) == (plainly(shop, BY_ANN), True)
+
+
+def test_a_link_set_that_breaks_a_transaction_raises_its_error(shop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As any query would: the reader cannot go to the database, where the transaction refuses whatever follows."""
+    if connections[shop].vendor == "sqlite":
+        pytest.skip("A read in a transaction of SQLite goes to the database, and asks for no link set.")
+    read(shop, BY_ANN)
+    add_book_of_ben(shop)
+
+    def fail(reader: LinkReader, link: Any) -> Any:
+        with reader.connection.cursor() as cursor:
+            cursor.execute("SELECT nothing FROM nowhere")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LinkReader, "_values", fail)
+        with pytest.raises(DatabaseError, match=r"(?i)nowhere"), transaction.atomic(using=shop):
+            read(shop, BY_ANN)
+    assert read(shop, BY_ANN) == (plainly(shop, BY_ANN), True)
+
+
+def test_a_link_set_on_an_event_loop(shop: str) -> None:
+    """Its SELECT takes a thread; from memory it is read on the loop, where nobody need ask for the table's engine."""
+    queryset = live(Book.objects.using(shop).filter(author__name="Ann"))
+    is_asked = connections[shop].vendor == "mysql"
+
+    def count() -> tuple[int, bool]:
+        number, hops = hops_of(queryset.acount)
+        return number, hops > 0
+
+    assert count() == (5, True)
+    add_book_of_ben(shop)
+    assert count() == (5, True)
+    add_book_of_ben(shop)
+    assert count() == (5, is_asked)
+    rename(shop, "Ben", "Ann")
+    assert count() == (12, True)
 
 
 def test_a_link_set_says_nothing_on_a_connection_that_may_see_an_older_state(
