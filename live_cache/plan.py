@@ -27,10 +27,12 @@ from live_cache.ledger.clocks import ROWS_SLOT, TABLE_SLOT, Dependency, slot_of
 from live_cache.loop import leave_loop
 from live_cache.names import clock_of, database_name, is_private_database, key_dependency
 from live_cache.schema_digest import connection_bytes, model_bytes
+from live_cache.shapes.policies import Policies, policies_of, policies_version
 from live_cache.shapes.shape import Purpose, Shape, learn_shape, shape_of_aggregate
 from live_cache.sql import StatementKind, classify, normalize_table
 from live_cache.stores.base import validate_key
 from live_cache.tables import models_of_tables
+from live_cache.tenancy import isolation_parts
 from live_cache.writes.guard import intercepting
 
 if TYPE_CHECKING:
@@ -40,8 +42,10 @@ if TYPE_CHECKING:
 __all__ = ["Layout", "Plan", "make_plan"]
 
 # Part of every fingerprint: raised when plans, or what they store, mean something else than before.
-_PLAN_VERSION: Final = 3
+_PLAN_VERSION: Final = 4
 _MAX_LAYOUTS: Final = 2048
+_MAX_CALLER_KEY_BYTES: Final = 512
+"""So that the key of an entry, with fingerprint and page suffix, is one that every store holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +116,15 @@ def make_plan(
     declared, is_raw = walk.declared_tables, walk.holds_raw_sql
     layout = _layout_of(query, walk, connection, lambda: _learn(query, connection, declared, is_raw=is_raw))
     database = database_name(connection)
-    tenant = settings.tenant
+    if caller_key is not None:
+        check_caller_key(caller_key)
     digest = _digest(
         walk.structure_bytes(),
         walk.parameter_bytes(),
         layout.schema_digest,
         database.encode(),
-        b"" if tenant is None else tenant(using).encode(),
+        *isolation_parts(connection),
+        b"" if caller_key is None else caller_key.encode(),  # which is never empty
     )
     if aggregates is not None and run is not None:
         walk = walk_expressions(walk.structure, aggregates)
@@ -132,7 +138,7 @@ def make_plan(
     assert model is not None
     cache_key = f"{model._meta.label_lower}/{digest}"
     if caller_key is not None:
-        cache_key = f"{check_caller_key(caller_key)}/{digest[:16]}"
+        cache_key = f"{caller_key}/{digest}"
     base_table = normalize_table(model._meta.db_table)
     dependencies = [
         # The slot of the key lets LiveQuerySet.invalidate() drop one result set with one tick.
@@ -164,20 +170,20 @@ def check_caller_key(cache_key: str) -> str:
     validate_key(cache_key)
     if "" in cache_key.split("/"):
         raise InvalidKeyError(f"The cache key {cache_key!r} has an empty segment; put a single '/' between two.")
-    if len(cache_key) > 512:
-        raise InvalidKeyError(f"The cache key {cache_key[:40]!r}... is longer than 512 characters.")
+    if len(cache_key.encode()) > _MAX_CALLER_KEY_BYTES:
+        raise InvalidKeyError(f"The cache key {cache_key[:40]!r}... is longer than {_MAX_CALLER_KEY_BYTES} bytes.")
     return cache_key
 
 
 # -- layouts ----------------------------------------------------------------------------------------------------------
 
-_layouts: OrderedDict[tuple[str, object, bytes], Layout] = OrderedDict()
+_layouts: OrderedDict[tuple[str, object, bytes, int], Layout] = OrderedDict()
 _layouts_lock = Lock()
 
 
 def _layout_of(query: Query, walk: Walk, connection: BaseDatabaseWrapper, learn: Callable[[], Layout]) -> Layout:
     # The model itself, not its label: a model may be replaced by another of the same label.
-    key = (connection.alias, query.model, walk.structure_bytes())
+    key = (connection.alias, query.model, walk.structure_bytes(), policies_version())
     layout = _layouts.get(key)
     if layout is not None:
         return layout
@@ -253,6 +259,7 @@ def _prove(
     digest = hashlib.blake2b(b"" if model is None else model_bytes(model), digest_size=16)
     digest.update(connection_bytes(connection))
     tables: set[str] = set()
+    policies = policies_of(connection)
     to_prove = sorted(statement.read | declared, reverse=True)
     while to_prove:
         table = to_prove.pop()
@@ -268,7 +275,20 @@ def _prove(
         for owner in owners:
             digest.update(model_bytes(owner))
         to_prove += sorted(map(normalize_table, views.get(table, ())), reverse=True)
+        if table in policies:
+            digest.update(repr(sorted(policies[table].texts)).encode())
+            to_prove += sorted(_tables_of_policies(table, policies[table], is_declared=table in views), reverse=True)
     return frozenset(tables), digest.digest()
+
+
+def _tables_of_policies(table: str, policies: Policies, *, is_declared: bool) -> set[str]:
+    """Return the tables that the row policies of *table* read; *is_declared* is whether a setting names them."""
+    if policies.functions and not is_declared:
+        raise UncachableQueryError(
+            f"The row policies of {table!r} call {', '.join(sorted(policies.functions))}(), which may look at "
+            "anything. Say in LIVE_CACHE_UNMANAGED_TABLES which tables they read, if any."
+        )
+    return policies.tables
 
 
 def _forget_layouts(*, setting: str, **kwargs: Any) -> None:

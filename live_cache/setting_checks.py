@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TypeAlias, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 from django.core.checks import CheckMessage, Error, Warning
 from django.db import connections
 
 from live_cache.conf import DEFAULTS, settings
+from live_cache.tenancy import switches_by_itself
 
 __all__ = ["wrong_settings"]
 
@@ -106,6 +107,15 @@ def _check_tenant() -> Messages:
             hint="Give a function from a database alias to the name of the tenant, or None.",
             id="live_cache.E013",
         )
+    for alias in connections if value is None else ():
+        backend: Any = type(connections[alias])
+        if switches_by_itself(backend):
+            yield Warning(
+                f"DATABASES[{alias!r}] has the backend {backend.__module__}, which may choose another schema for each "
+                "cursor, so no live query of it is cached.",
+                hint="Set LIVE_CACHE_TENANT to a function that returns the schema.",
+                id="live_cache.W012",
+            )
 
 
 def _check_functions() -> Messages:

@@ -21,6 +21,7 @@ from django.db.models import expressions
 from live_cache.changes import Image, Record, RowChange
 from live_cache.shapes.conditions import ANYTHING, column_of, may_hold, own_part, values_of
 from live_cache.shapes.links import LinkSets
+from live_cache.shapes.policies import Policies, policies_of
 from live_cache.shapes.select_list import Shown, distinct_values, groups_of
 from live_cache.shapes.text_rules import text_rules_of
 from live_cache.shapes.truth import FALSE, NULL, TRUE, TextRules, is_comparable_field, position
@@ -68,6 +69,8 @@ class Shape:
     """Whether no join gives a row of the base table more than one row of the result."""
     text: TextRules
     enforces_foreign_keys: bool
+    policies: Mapping[str, Policies]
+    """Row policies of the tables that have some: they decide membership too."""
 
 
 def learn_shape(compiler: Any, sql: str, connection: BaseDatabaseWrapper) -> Shape:
@@ -103,6 +106,7 @@ def learn_shape(compiler: Any, sql: str, connection: BaseDatabaseWrapper) -> Sha
         all(_is_to_one(join) for join in joins.values()),
         text_rules_of(connection),
         bool(connection.features.supports_foreign_keys),
+        policies_of(connection),
     )
 
 
@@ -120,6 +124,7 @@ def shape_of_aggregate(query: Query, sql: str, connection: BaseDatabaseWrapper) 
         is_one_to_one=False,
         text=text_rules_of(connection),
         enforces_foreign_keys=bool(connection.features.supports_foreign_keys),
+        policies=policies_of(connection),
     )
 
 
@@ -462,9 +467,26 @@ class Scope:
 
 def scope_of(query: Query, shape: Shape, purpose: Purpose) -> Scope:
     """Return the scope of a result of *query*, whose structure has *shape*."""
-    uses = uses_of(query, shape.outline, shape.joins, enforces_foreign_keys=shape.enforces_foreign_keys)
+    uses: Mapping[str, tuple[Use, ...]] = uses_of(
+        query, shape.outline, shape.joins, enforces_foreign_keys=shape.enforces_foreign_keys
+    )
+    if not shape.policies.keys().isdisjoint(uses):
+        uses = _under_policies(uses, shape.policies)
     is_limited = query.low_mark > 0 or query.high_mark is not None
     return Scope(uses, shape, purpose, is_limited, _window(query, shape) if is_limited else None)
+
+
+def _under_policies(
+    uses: Mapping[str, tuple[Use, ...]], policies: Mapping[str, Policies]
+) -> dict[str, tuple[Use, ...]]:
+    """Return *uses* with what row policies look at: an update of it may show a row, or hide it, as no WHERE says."""
+    found = dict(uses)
+    for table in policies.keys() & uses.keys():
+        if policies[table].is_whole_row:
+            del found[table]  # used in a way that is not known
+        else:
+            found[table] = tuple([use.deciding(frozenset(policies[table].columns)) for use in uses[table]])
+    return found
 
 
 def _window(query: Query, shape: Shape) -> _Window | None:

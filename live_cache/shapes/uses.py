@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from django.db import models
@@ -61,6 +61,16 @@ class Use:
     """Whether the condition has links: parts that speak of another table, and say something once the set is known."""
     linked_parts: tuple[Condition, ...]
     """What the links to it ask of its rows: a row that may fulfil one may belong to the link set."""
+
+    def deciding(self, columns: frozenset[str]) -> Use:
+        """Return this use with *columns* among what decides, nobody knows how, which rows are in the result."""
+        return replace(
+            self,
+            columns=self.columns | columns,
+            body=self.body | columns,
+            membership=self.membership | columns,
+            atom_columns=self.atom_columns - columns,
+        )
 
 
 _ANY_ALIAS: Final = "?"
