@@ -9,12 +9,14 @@ must not show what was rolled back, and must hold each row where its version put
 every process asks every question once more and compares with the database ("wrong keys").
 
 Faults: slowfill (readers sleep between SELECT and store), crash (writers are killed at random and right after
-COMMIT), flush (the cache or its ledger is emptied, in part or whole), snapshot (readers in old snapshots), database
-(a PostgreSQL of the run crashes and recovers). Of the Redis: restart (it is killed and starts again, empty), freeze
-(it is stopped for up to 1.5 s), full (it has less memory than it uses, under each policy of eviction), failover (a
-primary is killed behind a Sentinel or in a cluster, and with it what it has not replicated), reshard (a cluster moves
-slots), cut (connections to it are lost, and for a moment none is let in). Of a reader: stop (it stands still for up to
-1 s).
+COMMIT), flush (the cache or its ledger is emptied, in part or whole), snapshot (readers in old snapshots), stop (a
+reader or writer stands still for up to 1 s), database (a PostgreSQL of the run crashes and recovers). Of the Redis, in
+a cluster of one primary at a time: restart (it is killed and starts again, empty), freeze (it is stopped for up to
+1.5 s), full (it has less memory than it uses, under each policy of eviction), failover (a primary is killed behind a
+Sentinel or in a cluster, and with it what it has not replicated), reshard (a cluster moves slots), cut (connections to
+it are lost, and for a moment none is let in). Of the network to a single Redis and to the server of the database: pause
+(for up to 3 s nothing comes through on all or half of the connections, in one direction or both, and then all of it
+comes; some writers are killed meanwhile).
 
 With --mode bounded a read must show what was committed --max-lag-ms before it began. Reads that do not show all that
 was committed when they began are counted by their lag: "lag ms" are the median, the 99th percentile and the longest.
@@ -42,11 +44,13 @@ from benchmarks.project.workers import Workers, close_everything
 __all__ = ["main"]
 
 SINGLE: Final = ("memory+redis", "redis")
+REDIS: Final = (*SINGLE, "memory+sentinel", "memory+cluster")
 REDIS_FAULTS: Final = {
-    "cut": SINGLE,
-    "restart": SINGLE,
-    "freeze": SINGLE,
-    "full": SINGLE,
+    "cut": REDIS,
+    "restart": REDIS,
+    "freeze": REDIS,
+    "full": REDIS,
+    "pause": SINGLE,
     "failover": ("memory+sentinel", "memory+cluster"),
     "reshard": ("memory+cluster",),
 }
@@ -60,6 +64,7 @@ FAULT_PAUSES_S: Final = {
     "flush": (0.02, 0.2),
     "stop": (0.05, 0.3),
     "cut": (0.1, 0.5),
+    "pause": (0.2, 0.8),
     "database": (1.0, 2.5),
     "restart": (0.5, 1.5),
     "freeze": (0.3, 1.0),
@@ -77,6 +82,7 @@ COLUMNS: Final = {
     "hit_percent": "hits %",
     "commits": "commits",
     "rollbacks": "rollbacks",
+    "failed_writes": "failed writes",
     "faults": "faults",
     "lagging": "lagging",
     "lag_ms": "lag ms",
@@ -143,9 +149,7 @@ def _check_fault(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         parser.error(f"--fault {fault} needs --location {' or '.join(places)}.")
     if fault == "database" and options.database != "postgresql":
         parser.error("--fault database needs --database postgresql.")
-    if fault == "flush" and options.location in ("memory+sentinel", "memory+cluster"):
-        parser.error("--fault flush empties a single Redis.")
-    if options.peers and places and places != SINGLE:
+    if options.peers and places and "redis" not in places:
         print(f"Without peers: neither has a Redis that can have --fault {fault}.", file=sys.stderr)
         options.peers = False
     options.is_redis_failing = bool(places)
@@ -196,7 +200,7 @@ def _run(bench: Bench) -> dict[str, Any]:
         "stale_reads": read[columns.STALE],
         "wrong_keys": read[columns.WRONG],
         "keys": options["readers"] * len(questions()),
-        "errors": read[columns.ERRORS],
+        "errors": read[columns.ERRORS] + written[columns.FALSE_ALARMS],
         "samples": samples,
     }
 
@@ -257,7 +261,9 @@ def _write(slot: int, life: int, book: Book, bench: Bench) -> None:
         slot,
         book,
         _chance(bench, "writer", slot, life),
+        bench.directory,
         has_unknown_outcomes=fault in ("crash", "database", *REDIS_FAULTS),
+        is_database_failing=fault == "database",
     )
     if fault == "crash":
         writer.find_outcome()  # in peace
@@ -309,22 +315,25 @@ class _Faults:
         return self._chance.uniform(*pauses) if pauses else float("inf")
 
     def _make(self, fault: str) -> None:
-        from benchmarks.project.faults import cut, flush, stop
+        from benchmarks.project.faults import flush, pause, stop
 
         if fault == "crash":
-            self._workers.kill(self._chance.choice(sorted(self._writers)))
+            self._kill_writer()
             return  # counted when it has ended, as those that kill themselves are
         self.count += 1
         if fault == "flush":
             flush(self._bench, self._workers, self._chance)
         elif fault == "stop":
-            stop(self._chance.choice(self._readers), self._chance)
-        elif fault == "cut":
-            cut(self._bench, self._chance)
+            stop(self._chance.choice([*self._readers, *sorted(self._writers)]), self._chance)
         elif self._bench.database is not None:
             self._bench.database.restart()
+        elif fault == "pause":
+            pause(self._bench, self._chance, self._kill_writer)
         else:
             self._bench.redis.faults[fault](self._chance)
+
+    def _kill_writer(self) -> None:
+        self._workers.kill(self._chance.choice(sorted(self._writers)))
 
     def _replace_ended(self) -> None:
         for pid in self._workers.ended():

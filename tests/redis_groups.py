@@ -60,6 +60,11 @@ class Sentinels:
         address = self.sentinel.sentinel_get_master_addr_by_name("shop")
         return int(address[1])  # type: ignore[index]  # a pair of host and port
 
+    @property
+    def primary(self) -> Started:
+        """The server that the Sentinel names."""
+        return self._servers[self.primary_port]
+
     def client(self, port: int) -> redis.Redis:
         """Return a client of one server."""
         return redis.Redis(port=port, password=PASSWORD, db=2)
@@ -138,8 +143,8 @@ class Cluster:
             lost_s: Seconds before its end of which nothing was replicated any more.
         """
         ports = self._primaries()
-        lost = ports[number % len(ports)]
-        server = next(node for node in self._nodes if node.port == lost)
+        server = self.primary(number)
+        lost = server.port
         view = self._view()
         (new,) = (port for port, node in view.items() if node["master_id"] == view[lost]["node_id"])
         with redis.Redis(port=lost) as primary, redis.Redis(port=new) as replica:
@@ -151,6 +156,11 @@ class Cluster:
         wait_for(lambda: lost not in self._primaries() and self._is_whole(n_primaries=len(ports)))
         server.start_again()
         wait_for(lambda: _is(self._view()[lost], "slave") and self._is_whole(n_primaries=len(ports)))
+
+    def primary(self, number: int) -> Started:
+        """Return the *number*-th of the primaries."""
+        ports = self._primaries()
+        return next(node for node in self._nodes if node.port == ports[number % len(ports)])
 
     def move_slots(self, number: int, count: int) -> None:
         """Move *count* slots of the *number*-th primary, with all that they hold, to the next one."""

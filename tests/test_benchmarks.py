@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +30,7 @@ from benchmarks.project.answers import (
 )
 from benchmarks.project.book import Book
 from benchmarks.project.lags import Lags, now_us
+from benchmarks.project.link import Link
 from benchmarks.project.oracle import Truth
 from benchmarks.project.systems import System
 from benchmarks.workloads.base import Popularity, Read
@@ -86,14 +89,18 @@ def test_history(fault: str) -> None:
     [
         ("freeze", "memory+redis"),
         ("full", "redis"),
+        ("pause", "memory+redis"),
+        ("cut", "memory+sentinel"),
+        ("restart", "memory+cluster"),
         ("failover", "memory+sentinel"),
         ("failover", "memory+cluster"),
         ("reshard", "memory+cluster"),
     ],
 )
 def test_history_of_a_failing_redis(fault: str, location: str, redis_url: str) -> None:
-    """Three seconds with a Redis that is frozen, full, lost to a replica or resharded: nothing is stale."""
-    (ours,) = _run("history", "--seconds", "3", "--fault", fault, "--location", location)
+    """A few seconds with a Redis that is frozen, full, cut off, emptied, lost to a replica or resharded: none stale."""
+    seconds = "6" if fault == "failover" else "3"  # a failover alone takes two
+    (ours,) = _run("history", "--seconds", seconds, "--fault", fault, "--location", location)
     assert ours["reads"] > ours["hits"] > 0
     assert ours["commits"] > 0
     assert ours["faults"] > 0
@@ -171,6 +178,110 @@ def test_lost_ticks_that_a_failover_hides_are_found_out(tmp_path: Path, redis_ur
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     found, _ = _end("history", "--seconds", "12", "--fault", "failover", PYTHONPATH=path)
     assert found[0]["stale_reads"] > 0
+
+
+_BREAKS = {
+    "slowfill": (
+        "from live_cache import reader\n"
+        "store = reader._store\n"
+        "def store_late(assembly, plan, readings, *rest):\n"
+        "    return store(assembly, plan, assembly.ledger.read(plan.dependencies), *rest)\n"
+        "reader._store = store_late\n"
+    ),
+    "flush": (
+        "from dataclasses import replace\n"
+        "from live_cache.ledger import clocks\n"
+        "right = clocks.is_fresh\n"
+        "def is_fresh(stamps, readings, *rest):\n"
+        "    parts = ([replace(each, epoch=b'') for each in part] for part in (stamps, readings))\n"
+        "    return right(*parts, *rest)\n"
+        "clocks.is_fresh = is_fresh\n"
+    ),
+    "snapshot": "from live_cache import bypasses\nbypasses.reason_to_bypass = lambda *arguments: ''\n",
+}
+"""Code that leaves out the rule that a fault is about. For crash see test_crashes.py."""
+
+
+@pytest.mark.parametrize("fault", ["slowfill", "flush", "snapshot"])
+def test_a_broken_rule_is_found_out_by_its_fault(fault: str, tmp_path: Path) -> None:
+    """Stamps after the SELECT, epochs that nobody looks at, and snapshots that fill: reads are stale or keys wrong."""
+    (tmp_path / "sitecustomize.py").write_text(_BREAKS[fault])
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    arguments = ["--seconds", "4", "--fault", fault, "--location", "memory+disk"]
+    (ours,) = _run("history", *arguments, status=1, PYTHONPATH=path)
+    assert ours["stale_reads"] + ours["wrong_keys"] > 0
+
+
+def test_a_commit_that_raises_is_an_error(tmp_path: Path) -> None:
+    """A write that was committed and raises all the same is counted."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import random, sys\n"
+        "from django.db import OperationalError\n"
+        "from django.db.backends.base.base import BaseDatabaseWrapper\n"
+        "commit = BaseDatabaseWrapper._commit\n"
+        "def commit_and_raise(self):\n"
+        "    commit(self)\n"
+        "    if 'benchmarks.project.writing' in sys.modules and random.random() < 0.2:\n"
+        "        raise OperationalError('Too late.')\n"
+        "BaseDatabaseWrapper._commit = commit_and_raise\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    (ours,) = _run("history", "--seconds", "2", "--location", "memory+disk", status=1, PYTHONPATH=path)
+    assert ours["errors"] > 0
+    assert any("was committed and raised" in sample for sample in ours["samples"])
+
+
+def test_a_link_holds_what_is_sent_and_delivers_it_after_the_sender_has_gone() -> None:
+    """While a link is held nothing arrives and nobody sees an end; then all comes in order, and the end with it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        link = Link("127.0.0.1", server.getsockname()[1])
+        try:
+            client = socket.create_connection(("127.0.0.1", link.port), timeout=10)
+            there, _ = server.accept()
+            there.settimeout(10)
+            client.sendall(b"one ")
+            assert there.recv(100) == b"one "
+            link.hold("to_server")
+            there.sendall(b"answer")
+            assert client.recv(100) == b"answer"
+            time.sleep(0.2)  # the link obeys when it has read the command
+            client.sendall(b"two ")
+            client.sendall(b"three")
+            client.close()
+            there.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                there.recv(100)
+            there.settimeout(10)
+            link.go_on()
+            assert b"".join(iter(partial(there.recv, 100), b"")) == b"two three"
+            there.close()
+        finally:
+            link.close()
+
+
+def test_a_link_holds_a_share_of_the_connections() -> None:
+    """With half of the connections held the others go on, new ones too."""
+    with socket.create_server(("127.0.0.1", 0), backlog=40) as server:
+        link = Link("127.0.0.1", server.getsockname()[1])
+        try:
+            link.hold("to_server", "to_client", share=0.5)
+            time.sleep(0.2)
+            clients, arrived = [], 0
+            for _ in range(40):
+                client = socket.create_connection(("127.0.0.1", link.port), timeout=10)
+                client.sendall(b"hello")
+                clients.append(client)
+            for _ in clients:
+                there, _ = server.accept()
+                there.settimeout(0.05)
+                with contextlib.suppress(TimeoutError):
+                    arrived += there.recv(100) == b"hello"
+                there.close()
+            assert 5 < arrived < 35
+            for client in clients:
+                client.close()
+        finally:
+            link.close()
 
 
 @pytest.mark.parametrize("workload", ["shop", "forum", "backoffice"])

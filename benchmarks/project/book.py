@@ -9,6 +9,7 @@ __all__ = [
     "COMMITS",
     "ERRORS",
     "FAILURES",
+    "FALSE_ALARMS",
     "HITS",
     "OPERATION",
     "READS",
@@ -23,7 +24,7 @@ __all__ = [
 
 READS, HITS, STALE, ERRORS, WRONG, ASKED = range(6)
 """Columns of Book.readers."""
-COMMITS, ROLLBACKS, FAILURES, OPERATION = range(4)
+COMMITS, ROLLBACKS, FAILURES, OPERATION, FALSE_ALARMS = range(5)
 """Columns of Book.writers."""
 RUN, STOPPED_WRITERS, STOPPED_READERS = range(3)
 """What Book.phase says."""
@@ -41,7 +42,7 @@ class Book:
         self.begun = Cells(writers, rows)
         self.done = Cells(writers, rows)
         self.readers = Cells(readers, 6)
-        self.writers = Cells(writers, 4)
+        self.writers = Cells(writers, 5)
         self._control = Cells(1, 2)
 
     @property

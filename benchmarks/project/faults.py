@@ -7,20 +7,25 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from benchmarks.project.link import DIRECTIONS, LATEST_S
 from benchmarks.project.runs import Bench
 from benchmarks.project.systems import current
 from benchmarks.project.workers import Workers
 
-__all__ = ["cut", "die_after_commits", "flush", "pause_fills", "stop"]
+__all__ = ["die_after_commits", "flush", "pause", "pause_fills", "stop"]
 
 _DEATHS_PER_COMMIT: Final = 0.1
-_LONGEST_PAUSE_S: Final = 0.02
+_LONGEST_FILL_PAUSE_S: Final = 0.02
 _STOP_S: Final = (0.02, 1.0)
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 3.0
+_PAUSED: Final = (DIRECTIONS[:1], DIRECTIONS[1:], DIRECTIONS)
+_DEATHS_PER_PAUSE: Final = 0.5
 
 
 def pause_fills(chance: random.Random) -> None:
@@ -28,7 +33,7 @@ def pause_fills(chance: random.Random) -> None:
 
     def pause() -> None:
         if chance.random() < 0.5:
-            time.sleep(_LONGEST_PAUSE_S * chance.random())
+            time.sleep(_LONGEST_FILL_PAUSE_S * chance.random())
 
     current().slow_down(pause)
 
@@ -49,11 +54,16 @@ def die_after_commits(chance: random.Random) -> None:
 
 def flush(bench: Bench, workers: Workers, chance: random.Random) -> None:
     """Take the cache, the ledger or a part of them away while everybody works."""
-    actions = [_flush_redis]
+    actions: list[Callable[[], None]] = [lambda: bench.redis.flush(chance)]
     if current().name == "live_cache":
-        actions += [_delete_clocks, _reset_epochs, _clear_entries]
-    pid = workers.start(chance.choice(actions), bench)  # a process of its own: this one must keep nothing open
-    workers.wait({pid}, timeout_s=20)
+        # In a process of their own: this one must keep nothing open.
+        parts = (lambda: _delete_clocks(bench), _reset_epochs, _clear_entries)
+        actions += [partial(_run_alone, workers, part) for part in parts]
+    chance.choice(actions)()
+
+
+def _run_alone(workers: Workers, function: Callable[[], None]) -> None:
+    workers.wait({workers.start(function)}, timeout_s=20)
 
 
 def stop(pid: int, chance: random.Random) -> None:
@@ -63,27 +73,23 @@ def stop(pid: int, chance: random.Random) -> None:
     os.kill(pid, signal.SIGCONT)
 
 
-def cut(bench: Bench, chance: random.Random) -> None:
-    """Cut the connections on which processes hear of ticks, or all connections, and let no new one in for a moment."""
-    import redis
+def pause(bench: Bench, chance: random.Random, kill: Callable[[], None]) -> None:
+    """
+    Let the network to a server hold what is sent, of all or of half of the connections, and deliver it later.
 
-    with redis.Redis.from_url(bench.options["redis_url"]) as client:
-        if chance.random() < 0.5:
-            client.client_kill_filter(_type="pubsub")
-            return
-        limit = client.config_get("maxclients")["maxclients"]
-        client.config_set("maxclients", 1)
-        client.client_kill_filter(_type="pubsub")
-        client.client_kill_filter(_type="normal", skipme=True)
-        time.sleep(chance.uniform(*_STOP_S))
-        client.config_set("maxclients", limit)
-
-
-def _flush_redis(bench: Bench) -> None:
-    import redis
-
-    with redis.Redis.from_url(bench.options["redis_url"]) as client:
-        client.flushall()
+    Args:
+        kill: Kills a writer. It is called in some of the pauses, so that what he has sent arrives after his death.
+    """
+    link = chance.choice(bench.links)
+    link.hold(*chance.choice(_PAUSED), share=chance.choice((0.5, 1.0)))
+    pause_s = _SHORTEST_PAUSE_S * (_LONGEST_PAUSE_S / _SHORTEST_PAUSE_S) ** chance.random()  # more of the short ones
+    alive_s = pause_s * chance.random()
+    time.sleep(alive_s)
+    if chance.random() < _DEATHS_PER_PAUSE:
+        kill()
+    time.sleep(pause_s - alive_s)
+    link.go_on()
+    time.sleep(LATEST_S)  # the outcome of what a killed writer has sent is asked when all of it has arrived
 
 
 def _delete_clocks(bench: Bench) -> None:
@@ -91,13 +97,13 @@ def _delete_clocks(bench: Bench) -> None:
         path.unlink(missing_ok=True)
 
 
-def _reset_epochs(bench: Bench) -> None:
+def _reset_epochs() -> None:
     from live_cache.assembly import get_assembly
 
     get_assembly().ledger.reset()
 
 
-def _clear_entries(bench: Bench) -> None:
+def _clear_entries() -> None:
     from live_cache.assembly import get_assembly
 
     get_assembly().store.clear()

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from benchmarks.project.databases import OwnPostgresql, database
 from benchmarks.project.errors import BenchmarkError
+from benchmarks.project.link import Link
 from benchmarks.project.redis_places import start_redis_place
 from benchmarks.project.systems import LOCATIONS, PEERS, SYSTEMS
 
@@ -171,12 +172,20 @@ class Bench:
         self.options: dict[str, Any] = json.loads(os.environ[_ENVIRONMENT])
         self.directory = Path(self.options["directory"])
         is_ours = self.options["system"] == "live_cache"
-        self.redis = start_redis_place(self.options["location"] if is_ours else "redis")
+        is_linked = self.options.get("fault") == "pause"
+        self.redis = start_redis_place(self.options["location"] if is_ours else "redis", is_linked=is_linked)
         self.options["redis_url"] = self.redis.url
+        self.links = [] if self.redis.link is None else [self.redis.link]
+        """Ways to servers that can be paused."""
         self.database: OwnPostgresql | None = None
+        config = self.options["database"]
         if self.options.get("fault") == "database":
             self.database = OwnPostgresql()
             self.options["database"] = self.database.config
+        elif is_linked and config.get("PORT"):
+            link = Link(config["HOST"] or "127.0.0.1", int(config["PORT"]))
+            self.links.append(link)
+            self.options["database"] = {**config, "HOST": "127.0.0.1", "PORT": str(link.port)}
         os.environ[_ENVIRONMENT] = json.dumps(self.options)
 
     def close(self) -> None:
@@ -184,6 +193,8 @@ class Bench:
         self.redis.close()
         if self.database is not None:
             self.database.close()
+        for link in self.links:
+            link.close()
 
 
 def run_child(run: Callable[[Bench], Mapping[str, Any]]) -> int:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from django.db import DatabaseError, connection, transaction
 from django.db.models import F
 
 from benchmarks.project.answers import ITEMS, ROWS, SHELVES, group_of
-from benchmarks.project.book import COMMITS, FAILURES, OPERATION, ROLLBACKS, RUN, Book
+from benchmarks.project.book import COMMITS, FAILURES, FALSE_ALARMS, OPERATION, ROLLBACKS, RUN, Book
 from benchmarks.project.models import Item, Maker, Mark
 from benchmarks.project.systems import current
 from benchmarks.project.workers import is_orphan
@@ -39,10 +40,23 @@ class Writer:
         slot: Its number. One that takes the place of a killed one has the same.
         has_unknown_outcomes: Whether a write may be killed or fail without an answer. Then each is marked in its own
             transaction, and those that cannot be are left out.
+        is_database_failing: Whether the answer to a COMMIT may be lost. Where it is not, a write that raises must not
+            have been committed.
     """
 
-    def __init__(self, slot: int, book: Book, chance: random.Random, *, has_unknown_outcomes: bool) -> None:
+    def __init__(
+        self,
+        slot: int,
+        book: Book,
+        chance: random.Random,
+        directory: Path,
+        *,
+        has_unknown_outcomes: bool,
+        is_database_failing: bool = False,
+    ) -> None:
         self.slot = slot
+        self.samples = directory / f"samples-writer-{slot}.txt"
+        self.is_database_failing = is_database_failing
         self.book = book
         self.chance = chance
         self.system = current()
@@ -71,20 +85,29 @@ class Writer:
                 time.sleep(0.001)
             try:
                 self.chance.choice(self.writes)()
-            except DatabaseError:  # a deadlock, a lock that took too long, a refused commit
+            except DatabaseError as error:  # a deadlock, a lock that took too long, a refused commit
                 self.book.writers.add(self.slot, FAILURES, 1)
-                self._find_outcome_when_there_is_a_database()
+                is_committed = self._find_outcome_when_there_is_a_database()
+                if is_committed and not self.is_database_failing:
+                    self.book.writers.add(self.slot, FALSE_ALARMS, 1)
+                    with self.samples.open("a") as file:
+                        file.write(f"A write was committed and raised {error!r}\n")
             except Exception:  # a peer's cache does not answer; ours raises none of these
                 if self.system.name == "live_cache":
                     raise
                 self.book.writers.add(self.slot, FAILURES, 1)
                 self.find_outcome()
 
-    def find_outcome(self) -> None:
-        """Ask the database what became of the last write, of this process or of the killed one before it."""
+    def find_outcome(self) -> bool:
+        """
+        Ask the database what became of the last write, of this process or of the killed one before it.
+
+        Returns:
+            Whether there was one that was begun, and it was committed.
+        """
         rows = self.book.open_rows(self.slot)
         if not rows:
-            return
+            return False
         with self.system.truth(), transaction.atomic():
             mark = Mark.objects.select_for_update().get(pk=self.slot + 1)  # waits for the end of that transaction
             if rows == [self.slot]:  # our own row: its version is the number of our commits
@@ -96,15 +119,16 @@ class Writer:
             self.book.committed(self.slot, rows)
         else:
             self.book.rolled_back(self.slot, rows)
+        return is_committed
 
-    def _find_outcome_when_there_is_a_database(self) -> None:
+    def _find_outcome_when_there_is_a_database(self) -> bool:
         while not is_orphan():
             try:
                 connection.close_if_unusable_or_obsolete()
-                self.find_outcome()
-                return
+                return self.find_outcome()
             except DatabaseError:
                 time.sleep(0.02)
+        return False
 
     # -- in autocommit mode ---------------------------------------------------------------------------------------
 
@@ -119,6 +143,7 @@ class Writer:
     def update(self) -> None:
         """Let the database add, in one UPDATE."""
         row = self.chance.choice(self.shared)
+        self._next_operation()
         self.book.begin(self.slot, [row])
         self.system.update(Item.objects.filter(pk=row + 1), **_BY_ONE)
         self._committed([row])
@@ -126,6 +151,7 @@ class Writer:
     def raw(self) -> None:
         """Do the same in SQL."""
         row = self.chance.choice(self.shared)
+        self._next_operation()
         self.book.begin(self.slot, [row])
         self._execute(row)
         self._committed([row])
@@ -219,13 +245,18 @@ class Writer:
     # -- parts ----------------------------------------------------------------------------------------------------
 
     def _in_transaction(self, rows: list[int], write: Callable[[], object]) -> None:
-        number = self.book.writers.get(self.slot, OPERATION) + 1
-        self.book.writers.set(self.slot, OPERATION, number)
+        number = self._next_operation()
         self.book.begin(self.slot, rows)
         with transaction.atomic():
             Mark.objects.filter(pk=self.slot + 1).update(operation=number)
             write()
         self._committed(rows)
+
+    def _next_operation(self) -> int:
+        """Number a write. One in autocommit mode cannot leave its number behind: if it raises, it is rolled back."""
+        number = self.book.writers.get(self.slot, OPERATION) + 1
+        self.book.writers.set(self.slot, OPERATION, number)
+        return number
 
     def _committed(self, rows: list[int]) -> None:
         self.book.committed(self.slot, rows)
