@@ -60,7 +60,7 @@ WRITER_PAUSE_S: Final = 0.2
 END_S: Final = 60.0
 # How long a system is left alone, in seconds, from and to.
 FAULT_PAUSES_S: Final = {
-    "crash": (0.1, 0.6),
+    "crash": (0.3, 2.0),
     "flush": (0.02, 0.2),
     "stop": (0.05, 0.3),
     "cut": (0.1, 0.5),
