@@ -14,7 +14,7 @@ from live_cache.ledger.clocks import Reading
 from live_cache.names import KEYS_CLOCK
 from live_cache.rows import decode_entry
 from live_cache.search import judge_entry
-from live_cache.shapes.shape import View, scope_of
+from live_cache.shapes.scope import View, scope_of
 from live_cache.shapes.witness import EntryWitness
 from live_cache.stores.base import MISS
 from live_cache.tables import models_of_tables
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from live_cache.assembly import Assembly
     from live_cache.plan import Plan
     from live_cache.shapes.causes import DroppedBy
-    from live_cache.shapes.shape import Scope
+    from live_cache.shapes.scope import Scope
     from live_cache.shapes.uses import Use
 
 __all__ = ["Explanation", "TableExplanation", "TierExplanation", "UseExplanation"]

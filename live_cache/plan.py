@@ -28,7 +28,8 @@ from live_cache.loop import leave_loop
 from live_cache.names import clock_of, database_name, is_private_database, key_dependency
 from live_cache.schema_digest import connection_bytes, model_bytes
 from live_cache.shapes.policies import Policies, policies_of, policies_version
-from live_cache.shapes.shape import Purpose, Shape, learn_shape, shape_of_aggregate
+from live_cache.shapes.scope import Purpose
+from live_cache.shapes.shape import Shape, learn_shape, shape_of_aggregate
 from live_cache.sql import StatementKind, classify, normalize_table
 from live_cache.stores.base import validate_key
 from live_cache.tables import models_of_tables

@@ -25,7 +25,7 @@ from live_cache.read_records import Rows, is_recording
 from live_cache.replicas import primary_of
 from live_cache.rows import Entry, EntryHeader, decode_entry, restamp_entry
 from live_cache.shapes.causes import DroppedBy
-from live_cache.shapes.shape import View
+from live_cache.shapes.scope import View
 from live_cache.shapes.witness import EntryWitness
 from live_cache.stores.base import MISS, Missing
 from live_cache.writes.transactions import state_of

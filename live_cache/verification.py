@@ -27,7 +27,7 @@ from live_cache.exceptions import LedgerUnavailableError, UncachableValueError
 from live_cache.ledger.clocks import is_fresh
 from live_cache.replicas import primary_of
 from live_cache.rows import EntryHeader, encode_entry
-from live_cache.shapes.shape import View
+from live_cache.shapes.scope import View
 from live_cache.shapes.witness import EntryWitness
 
 if TYPE_CHECKING:

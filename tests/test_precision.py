@@ -331,7 +331,7 @@ def test_writes_are_told_by_table_if_told_so(shop: str, settings: Any) -> None:
 
 def test_what_was_proven_is_not_proven_again(shop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second read after a change judges nothing."""
-    from live_cache.shapes.shape import Scope
+    from live_cache.shapes.scope import Scope
 
     judged = []
     cause = Scope.cause

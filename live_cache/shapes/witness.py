@@ -21,7 +21,7 @@ from live_cache.ledger.clocks import LOG_LENGTH, NEWBORN, ROWS_SLOT, TABLE_SLOT,
 from live_cache.names import KEYS_CLOCK
 from live_cache.shapes.causes import DroppedBy
 from live_cache.shapes.links import LinkSets
-from live_cache.shapes.shape import Scope, View, scope_of
+from live_cache.shapes.scope import Scope, View, scope_of
 
 if TYPE_CHECKING:
     from live_cache.ledger.base import Ledger

@@ -10,7 +10,7 @@ import pytest
 
 from live_cache import search
 from live_cache.links import LinkReader
-from live_cache.shapes import conditions, links, shape, truth, uses, witness
+from live_cache.shapes import conditions, links, scope, truth, uses, witness
 from live_cache.writes import images
 
 __all__ = [
@@ -59,7 +59,7 @@ def ignore_ties(monkeypatch: pytest.MonkeyPatch) -> None:
         found = truth.position(key, other, are_descending, text)
         return 1 if found is None and tuple(key) == tuple(other) else found
 
-    monkeypatch.setattr(shape, "position", position)
+    monkeypatch.setattr(scope, "position", position)
 
 
 def forget_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def forget_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
             for table, found in uses.uses_of(*args, **kwargs).items()
         }
 
-    monkeypatch.setattr(shape, "uses_of", uses_of)
+    monkeypatch.setattr(scope, "uses_of", uses_of)
 
 
 def anchor_reverse_joins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,16 +97,16 @@ def keep_the_memo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def look_for_keys_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """The keys that are shown are sought in the last column."""
-    is_shown = shape.Scope._is_shown
+    is_shown = scope.Scope._is_shown
 
     def look(self: Any, use: Any, change: Any, view: Any) -> bool | None:
         moved = {key: (at + 1) % len(self.shape.positions) for key, at in self.shape.positions.items()}
         rows = [[value for value in row if isinstance(value, int | str)] * 9 for row in view.rows]
         return is_shown(
-            replace(self, shape=replace(self.shape, positions=moved)), use, change, shape.View(lambda: rows)
+            replace(self, shape=replace(self.shape, positions=moved)), use, change, scope.View(lambda: rows)
         )
 
-    monkeypatch.setattr(shape.Scope, "_is_shown", look)
+    monkeypatch.setattr(scope.Scope, "_is_shown", look)
 
 
 def see_no_null(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def see_no_null(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def take_what_is_cut_off_for_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row that is not shown is taken for one that has no part, also where limits cut it off."""
-    monkeypatch.setattr(shape.Scope, "_was_absent", lambda self, use, change, view: (
+    monkeypatch.setattr(scope.Scope, "_was_absent", lambda self, use, change, view: (
         self._is_shown(use, change, view) is False
     ))  # fmt: skip
 
@@ -131,7 +131,7 @@ def link_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
         found = uses.uses_of(query, outline, joins, **kwargs)
         return {table: tuple([_linked_back(each, query, outline, joins) for each in of]) for table, of in found.items()}
 
-    monkeypatch.setattr(shape, "uses_of", uses_of)
+    monkeypatch.setattr(scope, "uses_of", uses_of)
 
 
 def _linked_back(use: Any, query: Any, outline: Any, joins: Any) -> Any:
@@ -151,7 +151,7 @@ def _linked_back(use: Any, query: Any, outline: Any, joins: Any) -> Any:
 
 def anchor_what_is_linked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row that others refer to goes unjudged when it comes or goes, also if link sets are read of it."""
-    monkeypatch.setattr(shape.Scope, "_may_be_linked", lambda self, use, change: False)
+    monkeypatch.setattr(scope.Scope, "_may_be_linked", lambda self, use, change: False)
 
 
 def judge_link_sets_by_old_readings(monkeypatch: pytest.MonkeyPatch) -> None:
