@@ -246,6 +246,38 @@ def test_a_full_disk_is_an_error_and_loses_nothing(small_disk: Path) -> None:
     store.close()
 
 
+def test_a_site_on_a_full_disk(settings: Any, small_disk: Path, transactional_db: None, run_process: Any) -> None:
+    """Entries and ledger lie there: every commit returns, reads are true in each process, and hits come back."""
+    settings.LIVE_CACHE_ON_LEDGER_LOSS = "refuse"
+    settings.LIVE_CACHE_LEASE_S = 0.1
+    settings.CACHES = caches_of("memory+disk", small_disk, None)
+    author = Author.objects.create(name="Ann")
+    book = Book.objects.create(title="old", author=author)
+    wait_for_hits(titles)
+    filler = small_disk / "filler"
+    subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=1000"], capture_output=True, check=False)  # until full
+    assert os.statvfs(small_disk).f_bfree == 0
+    for number in range(100):
+        book.title = f"new {number} " + "x" * (number % 50)
+        book.save()
+        assert titles() == [book.title]
+        found, record = observed()
+        assert found == [book.title]
+        assert record.is_hit  # of memory
+    assert run_process(titles).value == [book.title]
+    assert [each.name for each in live(Author.objects.all())] == ["Ann"]  # of a clock that perhaps cannot be born now
+    author.name = "Bob"
+    author.save()
+    assert [each.name for each in live(Author.objects.all())] == ["Bob"]
+    filler.unlink()
+    wait_for_hits(titles)
+    assert titles() == [book.title]
+    book.title = "newest"
+    book.save()
+    assert titles() == run_process(titles).value == ["newest"]
+    close_all()
+
+
 @forking
 def test_a_limit_of_file_sizes_is_a_full_disk(tmp_path: Path) -> None:
     """A process that may write no larger files gets the same error, and others read what it put."""
