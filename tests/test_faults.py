@@ -22,6 +22,7 @@ from live_cache import live, recording
 from live_cache.assembly import close_all, get_assembly
 from live_cache.exceptions import CommitRefusedError, LedgerUnavailableError, QuotaExceededError, StoreUnavailableError
 from live_cache.frame import KIND_PICKLE, KIND_ROWS, seal
+from live_cache.ledger import base
 from live_cache.ledger.clocks import Dependency
 from live_cache.ledger.redis import RedisLedger
 from live_cache.reader import ReadRecord
@@ -425,8 +426,11 @@ def test_a_dead_redis_costs_a_loop_one_wait(private_redis: Any, connection: Redi
     asyncio.run(use())
 
 
-def test_a_frozen_ledger_costs_one_wait(private_redis: Any, connection: RedisConnection) -> None:
+def test_a_frozen_ledger_costs_one_wait(
+    private_redis: Any, connection: RedisConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Reads give up at once while the breaker is open, also with ticks to deliver; nothing is lost meanwhile."""
+    monkeypatch.setattr(base, "DELIVERY_PAUSE_S", 1000)  # not by themselves
     ledger = RedisLedger(connection, lease_s=1000)
     dependency = Dependency("default/shop_product", (0, 5))
     (before,) = ledger.read([dependency])

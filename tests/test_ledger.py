@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -153,6 +155,39 @@ def test_interrupted_tick_is_kept(failing: FailingLedger, error: BaseException) 
     assert failing.read([Dependency(CLOCK, (0, 5))])[0].slots[1] == 1
 
 
+def test_kept_ticks_are_delivered_by_themselves(failing: FailingLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that does nothing more delivers what it has kept, once the ledger is back; and again after that."""
+    monkeypatch.setattr(base, "DELIVERY_PAUSE_S", 0.01)
+    for number in (1, 2):
+        failing.error = LedgerUnavailableError("away")
+        assert not failing.tick({CLOCK: {5}})
+        assert not failing.tick({CLOCK: {6}})
+        time.sleep(0.05)
+        assert failing.undelivered_count == 2
+        failing.error = None
+        end_s = time.monotonic() + 10
+        while failing.undelivered_count and time.monotonic() < end_s:
+            time.sleep(0.01)
+        assert failing.read([Dependency(CLOCK, (5, 6))])[0].slots == (2 * number - 1, 2 * number)
+
+
+def test_the_thread_that_delivers_ends_with_its_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger that is dropped while it is away leaves no thread behind."""
+    monkeypatch.setattr(base, "DELIVERY_PAUSE_S", 0.01)
+    monkeypatch.setattr(base.logger, "disabled", True)  # records of the log refer to the ledger by their tracebacks
+    ledger = FailingLedger(lease_s=10)
+    ledger.error = LedgerUnavailableError("away")
+    others = set(threading.enumerate())
+    ledger.tick({CLOCK: {5}})
+    (thread,) = set(threading.enumerate()) - others
+    del ledger
+    end_s = time.monotonic() + 10
+    while thread.is_alive() and time.monotonic() < end_s:
+        gc.collect()  # and so does the error itself
+        time.sleep(0.01)
+    assert not thread.is_alive()
+
+
 def test_many_kept_ticks_are_merged(failing: FailingLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the ledger is away, what is kept stays small and complete."""
     monkeypatch.setattr(base, "MAX_UNDELIVERED", 10)
@@ -165,8 +200,9 @@ def test_many_kept_ticks_are_merged(failing: FailingLedger, monkeypatch: pytest.
     assert min(slots) >= 1
 
 
-def test_waiting_threads_do_not_try_again_one_by_one(failing: FailingLedger) -> None:
+def test_waiting_threads_do_not_try_again_one_by_one(failing: FailingLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     """When a delivery fails, the threads that waited for it fail at once, and do not each wait for a timeout."""
+    monkeypatch.setattr(base, "DELIVERY_PAUSE_S", 1000)  # nobody else tries
     failing.error = LedgerUnavailableError("away")
     failing.tick({CLOCK: {5}})
     tries, in_delivery, may_fail = [0], threading.Event(), threading.Event()

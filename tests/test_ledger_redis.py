@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from live_cache.exceptions import LedgerUnavailableError
+from live_cache.ledger import base
 from live_cache.ledger.clocks import NEWBORN, Dependency, Reading, is_fresh, take_stamps
 from live_cache.ledger.redis import RedisLedger
 from live_cache.redis_connection import RedisConnection
@@ -92,8 +93,11 @@ def test_flushall_and_restart(private: RedisLedger, private_redis: Any) -> None:
     assert len(epochs) == 3
 
 
-def test_tick_is_delivered_when_the_server_is_back(private: RedisLedger, private_redis: Any) -> None:
+def test_tick_is_delivered_when_the_server_is_back(
+    private: RedisLedger, private_redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ticks made while the server was away reach it before the next read of this process."""
+    monkeypatch.setattr(base, "DELIVERY_PAUSE_S", 1000)  # not by themselves
     settle(private)
     private_redis.stop()
     assert not private.tick({CLOCK: {5}})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,24 @@ def test_flushed_redis_is_a_miss_and_nothing_is_stale(
     assert titles(alias) == ["new"]
     assert titles(alias) == other.run(titles, alias) == ["new"]
     wait_for_hits(lambda: titles(alias))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_process_that_does_nothing_more_delivers_its_ticks(
+    book_on_sqlite: Book, settings: Any, private_redis: Any, run_process: Any
+) -> None:
+    """What a writer commits while he takes Redis for dead is seen by others in the end, although he is idle then."""
+    settings.CACHES = caches_of("memory+redis", Path(), private_redis.url)
+    settings.CACHES["default"]["OPTIONS"] = {"SOCKET_TIMEOUT_S": 0.3}
+    wait_for_hits(lambda: titles("default"))
+    private_redis.freeze()
+    Book.objects.update(title="new")
+    private_redis.thaw()
+    ledger = get_assembly().ledger
+    end_s = time.monotonic() + 10
+    while ledger.undelivered_count and time.monotonic() < end_s:
+        time.sleep(0.01)
+    assert run_process(titles, "default").value == ["new"]
 
 
 def test_dead_redis_sends_reads_to_the_database_and_keeps_the_ticks(

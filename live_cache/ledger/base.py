@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -31,6 +32,8 @@ logger = logging.getLogger("live_cache.ledger")
 
 MAX_UNDELIVERED: Final = 1000
 """Kept ticks above which they are merged into one, so that a ledger that is away for hours costs no memory."""
+DELIVERY_PAUSE_S: Final = 0.25
+"""How often kept ticks are tried in the background. While the connection's breaker is open a try costs nothing."""
 
 
 class Ledger(ABC):
@@ -39,7 +42,7 @@ class Ledger(ABC):
 
     Safe to share between threads, and used again after a fork. Every method but tick() raises
     LedgerUnavailableError when the ledger does not answer. A tick is never lost while the process lives: one that
-    could not be delivered is kept, and delivered before any other use of the ledger.
+    could not be delivered is kept, and delivered before any other use of the ledger; by a thread, if there is none.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Ledger(ABC):
         self._undelivered: list[_Tick] = []
         self._undelivered_lock = threading.Lock()
         self._failed_deliveries = 0
+        self._has_messenger = False
         self.tick_listener: Callable[[Iterable[str]], None] | None = None
         """Called with the clocks of each tick of this process, also of one that is kept. Whoever follows the ledger."""
         _ledgers.add(self)
@@ -275,6 +279,29 @@ class Ledger(ABC):
                         wide = slots - {ROWS_SLOT} | {TABLE_SLOT} if ROWS_SLOT in slots else slots
                         merged[clock] = merged.get(clock, frozenset()) | wide
                 self._undelivered[:] = [_Tick(merged, None, {})]
+            if self._has_messenger:
+                return
+            self._has_messenger = True
+        # Other processes may serve what this tick would drop, and this one may have nothing more to do for hours.
+        messenger = threading.Thread(
+            target=_deliver_kept, args=(weakref.ref(self),), name="live_cache-kept-ticks", daemon=True
+        )
+        try:
+            messenger.start()
+        except RuntimeError:  # The interpreter is shutting down, or there are too many threads.
+            self._has_messenger = False
+
+    def _is_everything_delivered(self) -> bool:
+        """Try to deliver what is kept. Return whether there is nothing left, in which case the messenger ends."""
+        try:
+            self.deliver()
+        except LedgerUnavailableError:
+            pass
+        except Exception:
+            logger.exception("Ticks that are kept could not be delivered.")
+        with self._undelivered_lock:
+            self._has_messenger = bool(self._undelivered)
+            return not self._has_messenger
 
     def _note_ticks(self, clocks: Iterable[str]) -> None:
         listener = self.tick_listener
@@ -287,6 +314,7 @@ class Ledger(ABC):
     def _after_fork_in_child(self) -> None:
         """Replace what another thread of the parent may have held at the moment of the fork."""
         self._undelivered_lock = threading.Lock()
+        self._has_messenger = False
 
     @abstractmethod
     def close(self) -> None:
@@ -338,6 +366,16 @@ class _Tick:
     changes: Mapping[str, frozenset[int]]
     intent_id: str | None
     records: Mapping[str, bytes]
+
+
+def _deliver_kept(reference: weakref.ref[Ledger]) -> None:
+    """Be the thread that delivers what a ledger has kept, for as long as it is needed."""
+    while True:
+        time.sleep(DELIVERY_PAUSE_S)
+        ledger = reference()
+        if ledger is None or ledger._is_everything_delivered():
+            return
+        del ledger
 
 
 _ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
