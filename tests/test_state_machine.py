@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from django.db import connections
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -26,6 +27,8 @@ from live_cache.ledger.process import ProcessLedger
 from live_cache.plan import Plan
 from live_cache.sql import Statement, StatementKind, classify
 from live_cache.writes import guard
+from tests.left_open import AUTOCOMMIT, left_open
+from tests.machine.actors import Actor
 from tests.machine.faults import Holds
 from tests.machine.machine import running_machine
 
@@ -67,6 +70,23 @@ def test_live_reads_equal_the_database(alias: str, cache_kind: str, holds: Holds
     with running_machine(alias, holds, is_shared=cache_kind != "process") as machine:
         run_state_machine_as_test(machine, settings=PROFILE)
     assert machine.counts["hit"] > machine.counts["miss"] / 4, dict(machine.counts)
+
+
+LEVELS = ([], ["atomic", "atomic"], ["raw"], ["manual"], ["manual", "atomic", "atomic"], ["manual", "savepoint"])
+
+
+def test_a_lost_connection_leaves_nothing_open(alias: str, cache: str) -> None:
+    """Whatever an actor was in the middle of, the next thing that it does is done on a new connection."""
+    actor = Actor(alias)
+    try:
+        for levels in LEVELS:
+            for kind in levels:
+                assert actor.attempt(actor.do_begin, kind)
+            actor.call(actor.do_lose_connection)
+            assert actor.mode == "auto"
+            assert actor.call(lambda: left_open(connections[alias])) == AUTOCOMMIT
+    finally:
+        actor.close()
 
 
 # -- the machine's own proof ------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from django.db.models import ProtectedError, RestrictedError
 
 from live_cache.writes.transactions import state_of
 from tests.conftest import SecondConnection
+from tests.left_open import AUTOCOMMIT, left_open
 from tests.machine.queries import Built
 from tests.machine.writes import SkippedError
 
@@ -181,7 +182,6 @@ class Actor:
             if kind == "atomic":
                 with suppress(Error):
                     item.__exit__(type(error), error, None)
-        connection = connections[self.alias]
         if self.mode == "raw":
             self.mode = "auto"
             with suppress(Error):
@@ -192,8 +192,14 @@ class Actor:
                 transaction.rollback(using=self.alias)
                 transaction.set_autocommit(True, using=self.alias)
         self._settle()
-        if self.mode == "auto" and (connection.in_atomic_block or not connection.get_autocommit()):
-            raise AssertionError("Django says that a transaction is open, and none is.")
+        self.do_connect()
+        self.do_check()
+
+    def do_check(self) -> None:
+        """Outside of transactions the connection shows none: not to Django, not to the driver, not to the server."""
+        found = left_open(connections[self.alias])
+        if self.mode == "auto" and found["driver"] not in (None, "broken") and found != AUTOCOMMIT:
+            raise AssertionError(f"No transaction is open, and the connection has {found}.")
 
     def do_lose_connection(self) -> None:
         """Close the driver's connection under Django, as a server does that restarts."""
@@ -201,13 +207,7 @@ class Actor:
         connection: Any = connections[self.alias]
         with suppress(Exception):
             connection.connection.close()
-        error = InterfaceError("The connection is lost.")
-        if self.mode in ("raw", "manual") or not self._stack:
-            self._stack.clear()
-            self.mode = "auto"
-            self._close_connection()
-            connection.in_atomic_block = False
-        self.do_unwind(error)
+        self.do_unwind(InterfaceError("The connection is lost."))
         self._close_connection()
 
     def do_open_cursor(self, model: Any) -> None:

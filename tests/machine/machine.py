@@ -124,6 +124,7 @@ class LiveReads(RuleBasedStateMachine):
         Args:
             known: What plain reads on this connection yield; added to.
         """
+        actor.do_check()
         for spec in watched:
             try:
                 if spec not in known:
