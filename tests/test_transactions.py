@@ -20,6 +20,7 @@ from live_cache.names import clock_of, database_name
 from live_cache.writes.own_transaction import OwnTransaction
 from live_cache.writes.transactions import state_of
 from tests.cache_kinds import wait_for_hits
+from tests.machine.faults import FickleLedger
 from tests.testapp.models import Author, Country, Tag
 
 
@@ -242,6 +243,29 @@ def test_commit_is_done_and_its_answer_is_lost(authors: str, second_connection: 
     connection.connection = None
     assert live_names(authors) == ["New"] * 2
     assert not state_of(connection)._intents
+
+
+def test_answer_is_lost_and_no_intent_stands(authors: str) -> None:
+    """The ledger could not be told of a COMMIT before it, and nobody knows how it went: it is told at the reconnect."""
+    live_names(authors)
+    connection: Any = connections[authors]
+    driver = connection.connection
+    fickle = FickleLedger()
+
+    def commit_and_break() -> None:
+        driver.commit()
+        driver.close()
+        fickle.restore()
+        raise OperationalError("server closed the connection unexpectedly")
+
+    fickle.breaks("declares")
+    with pytest.raises(OperationalError), transaction.atomic(using=authors):  # noqa: PT012 - the end of atomic() is what raises, or is inside
+        rename(authors)
+        connection.connection = _FailingDriver(driver, commit=commit_and_break, close=lambda: None)
+    connection.close()
+    connection.connection = None
+    connection.connect()
+    assert live_names(authors) == ["New"] * 2
 
 
 @pytest.mark.parametrize("is_kept", [True, False], ids=["committed late", "rolled back late"])

@@ -145,11 +145,14 @@ def _run_write(state: ConnectionState, sending: Sending, *, is_everything: bool)
         return _run_in_transaction(state, sending, cascaded, is_everything=is_everything)
     if statement.kind is not StatementKind.WRITE or connections[connection.alias] is not connection:
         return state.run_outside_transaction(written, run, is_everything=is_everything)
-    with OwnTransaction(state):
+
+    def send() -> Any:
         result = _run_in_transaction(state, sending, cascaded, is_everything=is_everything)
         if connection.vendor == "sqlite":
             sending.cursor.cursor.buffer()
-    return result
+        return result
+
+    return OwnTransaction(state).run(send)
 
 
 def _run_in_transaction(

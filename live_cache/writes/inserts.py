@@ -12,7 +12,6 @@ their values, converted, for each object.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -101,13 +100,16 @@ class _Telling:
             connection.ensure_connection()
         if own and connections[connection.alias] is not connection:
             return insert(returning_fields)
-        with OwnTransaction(state) if own else nullcontext():
+
+        def send() -> Any:
             quoted = connection.ops.quote_name(model._meta.db_table)
             # Before it is sent: a row policy, or rights to no more than INSERT, would refuse to return the rows.
             if isinstance(attempt(connection, lambda: prove_plain(state, quoted)), Untold):
                 return insert(returning_fields)
             asked = list(returning_fields or ())
             return _insert(state, insert, model, table, asked, None if is_partial else query.objs)
+
+        return OwnTransaction(state).run(send) if own else send()
 
     def _tells_what_it_ignores(self, model: type[models.Model]) -> bool:
         """
@@ -138,8 +140,9 @@ def _insert(
     """
     fields = [*asked, *(field for field in _fields_of(model) if field not in asked)]
     insertion = Insertion(table)
-    outer, state.insertion = state.insertion, insertion
+    outer = state.insertion
     try:
+        state.insertion = insertion
         rows = insert(fields)
         if insertion.is_sent:
             if objects is None:
@@ -152,12 +155,12 @@ def _insert(
                     [_change(model, fields, obj, row) for obj, row in zip(objects, rows, strict=True)],
                     fence=insertion.fence,
                 )
-    except BaseException:
+        state.insertion = outer
+    except BaseException:  # no "finally", at the beginning of which an interrupt may come
+        state.insertion = outer
         if insertion.is_sent:
             state.record({table}, note="a statement that failed")
         raise
-    finally:
-        state.insertion = outer
     return [row[: len(asked)] for row in rows] if asked else []
 
 

@@ -147,6 +147,9 @@ class ConnectionState:
 
     def reset(self) -> None:
         """Forget everything: the driver's connection is new, and the old transaction is over."""
+        if self._is_outcome_unknown:
+            # The intents stay until the database is asked. Perhaps there are none, as a ledger was out of reach.
+            self._tick_only(self._declared)
         self.clear()
         self.is_raw_transaction = False
         self.is_raw_transaction_uncertain = False
@@ -269,12 +272,10 @@ class ConnectionState:
             return result
         ticks = self._ticks(is_committing=True)
         self._declare(ticks, lambda: self._fence or fences.writer_token(self.connection))
-        try:
-            result = commit()
-        except BaseException:
-            # The answer may be lost while the COMMIT takes effect: the intents stay until the database is asked.
-            self._is_outcome_unknown = True
-            raise
+        # Until the ticks are sent: the answer may be lost while the COMMIT takes effect, and an interrupt may come at
+        # any moment after it. The intents stay until the database is asked.
+        self._is_outcome_unknown = True
+        result = commit()
         self.session.end_transaction()
         self.clear()
         # With what an earlier COMMIT had declared whose answer was lost: on this connection that is over too.
@@ -325,16 +326,22 @@ class ConnectionState:
         """Run *set_autocommit*; turning it on commits on some databases, so it counts as a COMMIT."""
         if autocommit and self.has_writes:
             return self.committing(lambda: set_autocommit(autocommit))
-        return set_autocommit(autocommit)
+        result = set_autocommit(autocommit)
+        if autocommit and self._is_outcome_unknown:  # an interrupt came between a COMMIT and its ticks
+            self._tick(self._declared)
+        return result
 
     def beginning(self, begin: Callable[[], T]) -> T:
         """Run *begin*, Django's own BEGIN on SQLite."""
-        self._is_own_begin = True
         self.has_sqlite_lock = False
         try:
-            return begin()
-        finally:
+            self._is_own_begin = True
+            result = begin()
             self._is_own_begin = False
+        except BaseException:  # no "finally", at the beginning of which an interrupt may come
+            self._is_own_begin = False
+            raise
+        return result
 
     def begin_now(self) -> None:
         """Send the BEGIN that is due, if one is."""
@@ -459,6 +466,7 @@ class ConnectionState:
 
     def _declare(self, ticks: Ticks, fence: Callable[[], str]) -> None:
         records = ticks.rows_only()
+        self._declared = self._declared | ticks if self._declared else ticks
         assemblies = _assemblies_by_ledger()
         if len(assemblies) > 1:
             fence = cache(fence)  # each ledger asks for it, and each answer is a query
@@ -475,7 +483,6 @@ class ConnectionState:
                 logger.error("Committing without an intent: the ledger of %r is out of reach.", assembly.alias)
             else:
                 self._intents.append((assembly.ledger, intent_id))
-                self._declared = self._declared | ticks if self._declared else ticks
 
     def _retract_intents(self, clocks: Collection[str]) -> None:
         for ledger, intent_id in self._intents:
@@ -484,9 +491,8 @@ class ConnectionState:
         self._forget_intents()
 
     def _tick(self, ticks: Ticks) -> None:
-        intents = tuple(self._intents)
-        self._forget_intents()
-        self._tick_only(ticks, intents)
+        self._tick_only(ticks, tuple(self._intents))
+        self._forget_intents()  # not before: what an interrupt has kept from the ledger is ticked at the next ROLLBACK
 
     def _tick_only(self, ticks: Ticks, intents: Collection[tuple[Ledger, str]] = ()) -> None:
         for assembly in _assemblies_by_ledger():
