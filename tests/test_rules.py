@@ -354,6 +354,7 @@ def retract_on_doubt(patch: pytest.MonkeyPatch) -> None:
             return committing(state, commit)
         except Error:
             _retract_intents(state)
+            state._is_outcome_unknown = False
             raise
 
     patch.setattr(ConnectionState, "committing", doubting)

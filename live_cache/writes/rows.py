@@ -42,8 +42,12 @@ T = TypeVar("T")
 _FOUND_ROWS: Final = 2
 _DEADLOCKS: Final = frozenset({1020, 1205, 1213})
 """Errors of MySQL and MariaDB for a row that another transaction holds, or has changed."""
+_CANCELLED: Final = frozenset({1053, 1317, 1927, 1969})
+"""Errors of MySQL and MariaDB for a statement that somebody, or a limit of time for any statement, has ended."""
 _BUSY: Final = frozenset({5, 6})
 """Errors of SQLite for a database, or a table, that another connection holds."""
+_INTERRUPTED: Final = 9
+"""Error of SQLite after Connection.interrupt()."""
 _IN_TRANSACTION: Final = 2
 _OTHER_ROWS: Final = "rows that others have changed or added meanwhile"
 _FORMAT: Final = re.compile(r"(?<!%)%s")
@@ -373,9 +377,10 @@ def _is_fatal(connection: BaseDatabaseWrapper, error: Error) -> bool:
     driver: Any = connection.connection
     cause: Any = error.__cause__ or error
     if connection.vendor == "sqlite":
-        return cause.sqlite_errorcode & 0xFF in _BUSY or not driver.in_transaction
+        code = cause.sqlite_errorcode & 0xFF
+        return code in _BUSY or code == _INTERRUPTED or not driver.in_transaction
     if connection.vendor == "mysql":
         code = cause.args[0] if cause.args else None
-        return not isinstance(code, int) or code in _DEADLOCKS or 2000 <= code < 3000
+        return not isinstance(code, int) or code in _DEADLOCKS | _CANCELLED or 2000 <= code < 3000
     # Where only the driver has failed, on a value that Python does not have, the transaction is as it was.
     return bool(driver.closed) or driver.info.transaction_status != _IN_TRANSACTION
