@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from live_cache.exceptions import FrameError
-from live_cache.rows.cells import decode_cell, encode_cell
+from live_cache.rows.cells import decode_cell, encode_cells
 from live_cache.rows.primitives import dump, load
 
 __all__ = ["MAX_ROWS", "ChangeKind", "Image", "Record", "RowChange", "decode_record", "encode_record"]
@@ -129,14 +129,11 @@ def _encode_row(row: RowChange, numbers: dict[str, int], longest: int | None) ->
         # Most columns of an updated row are as they were, and most of those hold the same objects.
         if not before.keys() <= after.keys():
             missing = [numbers.setdefault(name, len(numbers)) for name in before if name not in after]
-        after = {
-            name: value
-            for name, value in after.items()
-            if (old := before.get(name, _ABSENT)) is not value and not _is_same(old, value)
-        }
+        others = [item for item in after.items() if before.get(item[0], _ABSENT) is not item[1]]
+        after = {name: value for name, value in others if not _is_same(before.get(name, _ABSENT), value)}
     return [
         _KINDS.index(row.kind),
-        None if row.key is None else list(map(encode_cell, row.key)),
+        None if row.key is None else encode_cells(row.key),
         None if row.columns is None else [numbers.setdefault(name, len(numbers)) for name in sorted(row.columns)],
         _encode_image(before, numbers),
         _encode_image(after, numbers),
@@ -169,10 +166,9 @@ def _short(image: Image | None, longest: int) -> Image | None:
 def _encode_image(image: Image | None, numbers: dict[str, int]) -> object:
     if image is None:
         return None
-    flat: list[object] = []
-    for name, value in image.items():
-        flat.append(numbers.setdefault(name, len(numbers)))
-        flat.append(encode_cell(value))
+    flat: list[object] = [None] * (2 * len(image))
+    flat[::2] = [numbers.setdefault(name, len(numbers)) for name in image]
+    flat[1::2] = encode_cells(image.values())
     return flat
 
 

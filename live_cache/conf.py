@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, cast
 
 from django.conf import settings as django_settings
+from django.utils.functional import empty
 
 __all__ = ["DEFAULTS", "Settings", "settings"]
 
@@ -29,6 +30,10 @@ DEFAULTS: Final[Mapping[str, Any]] = {
     "LIVE_CACHE_WRITING_FUNCTIONS": (),
 }
 """Every setting of the package, with its default."""
+
+
+_LAZY: Final[Mapping[str, Any]] = vars(django_settings)
+"""Emptied and filled again when the settings change, but never another one."""
 
 
 class Settings:
@@ -108,8 +113,8 @@ class Settings:
         """Return the value of a LIVE_CACHE_* setting as it was given, or its default."""
         # Around LazySettings (private; read in Django 5.2.19 and 6.1.3), which takes ten times as long to say that it
         # has no such setting.
-        holder: Any = vars(django_settings)["_wrapped"] if django_settings.configured else django_settings
-        return getattr(holder, name, DEFAULTS[name])
+        holder = _LAZY["_wrapped"]
+        return getattr(django_settings if holder is empty else holder, name, DEFAULTS[name])
 
     def unknown(self) -> list[str]:
         """Return the names of LIVE_CACHE_* settings that were given and that nothing reads."""

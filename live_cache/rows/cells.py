@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Any, Final, cast
@@ -21,7 +21,16 @@ from zoneinfo import ZoneInfo
 from live_cache.exceptions import FrameError, UncachableValueError
 from live_cache.rows.registry import codec_by_name, codec_for_type, reserve
 
-__all__ = ["INT_MAX", "INT_MIN", "MAX_DEPTH", "decode_cell", "encode_cell", "is_stored_zone", "uuids_of"]
+__all__ = [
+    "INT_MAX",
+    "INT_MIN",
+    "MAX_DEPTH",
+    "decode_cell",
+    "encode_cell",
+    "encode_cells",
+    "is_stored_zone",
+    "uuids_of",
+]
 
 INT_MIN: Final = -(2**63)
 INT_MAX: Final = 2**63 - 1
@@ -87,6 +96,22 @@ def encode_cell(value: object, depth: int = 0) -> object:
     raise UncachableValueError(
         f"No codec stores a {_type_name(value)} exactly. Register one with live_cache.rows.register_codec()."
     )
+
+
+def encode_cells(values: Iterable[object]) -> list[object]:
+    """See encode_cell(). Most values of a row are cells as they are, which this sees without calling anything."""
+    cells: list[object] = []
+    for value in values:
+        kind = type(value)
+        if value is None or kind is bool:
+            cells.append(value)
+        elif kind is str:
+            cells.append(value if value.isascii() else encode_cell(value))  # type: ignore[attr-defined]  # it is a str
+        elif kind is int:
+            cells.append(value if INT_MIN <= value <= INT_MAX else encode_cell(value))  # type: ignore[operator]
+        else:
+            cells.append(encode_cell(value))
+    return cells
 
 
 def decode_cell(cell: Any) -> Any:

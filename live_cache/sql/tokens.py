@@ -19,7 +19,7 @@ The rules were read in PostgreSQL's scan.l, MySQL's sql_lex.cc and SQLite's toke
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 __all__ = ["Reading", "is_name", "normalize_table", "readings", "tokenize"]
@@ -47,6 +47,7 @@ class Reading(NamedTuple):
     """Whether the server looks at the whole text before it runs the first statement of it."""
 
 
+@lru_cache(maxsize=4096)
 def normalize_table(name: str) -> str:
     """
     Return *name* as tables are named everywhere in the ledger: last part, without quotes, lower case.

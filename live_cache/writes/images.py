@@ -124,6 +124,7 @@ class Columns:
         self.is_complete = fields.keys() <= set(names) and len(set(names)) == len(names)
         """Whether every field of the model is there, so that no change can go unseen."""
         self.key: tuple[int, ...] = ()
+        self._key_names: tuple[str, ...] = ()
         self._image: tuple[tuple[int, str, Any, tuple[Callable[..., Any], ...]], ...] = ()
         if not self.is_complete:
             return
@@ -137,6 +138,7 @@ class Columns:
                 converters = connection.ops.get_db_converters(expression) + expression.get_db_converters(connection)
                 image.append((positions[column], column, expression, tuple(converters)))
         self._image = tuple(image)
+        self._key_names = tuple([names[position] for position in self.key])
         known = {position for position, *_ in image}
         self.has_key = bool(self.key) and known.issuperset(self.key)
         """Whether rows can be told apart by their key."""
@@ -144,7 +146,10 @@ class Columns:
     def raw_key(self, row: Row) -> tuple[Any, ...] | None:
         """Return the key of *row* as the driver gives it, or None if it cannot be used to find the row again."""
         key = tuple([row[position] for position in self.key])
-        return key if all(type(value) in _KEY_TYPES for value in key) else None
+        for value in key:
+            if type(value) not in _KEY_TYPES:
+                return None
+        return key
 
     def image(self, row: Row, connection: BaseDatabaseWrapper, columns: Container[str] | None = None) -> dict[str, Any]:
         """Return the image of *row*, or of some columns of it."""
@@ -155,8 +160,9 @@ class Columns:
             raw = value = row[position]
             for converter in converters:
                 value = converter(value, expression, connection)
+            kind = type(value)
             # What SQLite has stored may be no value of the field: it is shown as None, and is not NULL to the database.
-            if _is_told(value) and (value is not None or raw is None):
+            if raw is None if value is None else kind is int or kind is bool or _is_told(value):
                 image[column] = value
         return image
 
@@ -170,15 +176,18 @@ class Columns:
         """
         columns = None
         if before is not None and after is not None:
-            columns = frozenset(
-                [
-                    name
-                    for name, old, new in zip(self.names, before, after, strict=True)
-                    if old is not new and not _is_same(old, new)
-                ]
-            )
-            if not columns:
+            changed = []
+            for name, old, new in zip(self.names, before, after, strict=True):
+                if old is not new:
+                    kind = type(old)
+                    # Most columns end here.
+                    if kind is type(new) and kind in _EXACT and old == new:
+                        continue
+                    if not _is_same(old, new):
+                        changed.append(name)
+            if not changed:
                 return None
+            columns = frozenset(changed)
         image_before = None if before is None else self.image(before, connection)
         image_after = None if after is None else self.image(after, connection, columns)
         if columns is not None and image_before is not None and image_after is not None:
@@ -193,8 +202,10 @@ class Columns:
 
     def _key_of(self, image: dict[str, Any] | None) -> tuple[Any, ...] | None:
         assert image is not None
-        names = [self.names[position] for position in self.key]
-        return tuple([image[name] for name in names]) if image.keys() >= set(names) else None
+        try:
+            return tuple([image[name] for name in self._key_names])
+        except KeyError:
+            return None
 
 
 def columns_of(model: type[models.Model], connection: BaseDatabaseWrapper, names: tuple[str, ...]) -> Columns:
