@@ -42,7 +42,10 @@ def primary_of(connection: BaseDatabaseWrapper) -> BaseDatabaseWrapper | None:
 
     Replicas are named by LIVE_CACHE_REPLICAS, and by MIRROR of the TEST settings of a database.
     """
-    alias = settings.replicas.get(connection.alias) or connection.settings_dict.get("TEST", {}).get("MIRROR")
+    replicas = settings.replicas
+    alias = replicas.get(connection.alias) if replicas else None
+    if not alias:
+        alias = connection.settings_dict.get("TEST", {}).get("MIRROR")
     return None if alias is None else connections[alias]
 
 

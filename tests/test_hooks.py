@@ -88,7 +88,8 @@ def test_hooks_are_put_once(alias: str) -> None:
     for _ in range(3):
         connection.close()
         connection.ensure_connection()
-    for name in ("_commit", "_rollback", "_set_autocommit", "make_cursor", "make_debug_cursor"):
+    cursors = ("create_cursor",) if connection.vendor == "sqlite" else ("make_cursor", "make_debug_cursor")
+    for name in ("_commit", "_rollback", "_set_autocommit", *cursors):
         hook = getattr(connection, name)
         assert isinstance(hook, hooks.Hook)
         assert not isinstance(hook.original, hooks.Hook)

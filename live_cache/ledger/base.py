@@ -133,7 +133,8 @@ class Ledger(ABC):
         Returns:
             The id of the intent, the same on all clocks.
         """
-        self.deliver()
+        if self._undelivered:
+            self.deliver()
         intent_id = os.urandom(16).hex()
         existing = self._existing([clock for clock, slots in changes.items() if slots])
         if not existing:
@@ -184,7 +185,8 @@ class Ledger(ABC):
             if len(record) > MAX_RECORD_BYTES or (ROWS_SLOT in slots and TABLE_SLOT not in slots and not record):
                 raise ValueError(f"The record of {clock!r} has {len(record)} bytes, more than a log takes, or none.")
         try:
-            self.deliver()
+            if self._undelivered:
+                self.deliver()
             self._tick(frozen, intent_id, told)
         except LedgerUnavailableError:
             self._keep(_Tick(frozen, intent_id, told))
@@ -196,7 +198,8 @@ class Ledger(ABC):
             self._keep(_Tick(frozen, intent_id, told))
             raise
         finally:
-            self._note_ticks(frozen)
+            if self.tick_listener is not None:
+                self._note_ticks(frozen)
         return True
 
     def retract(self, clocks: Iterable[str], intent_id: str) -> None:

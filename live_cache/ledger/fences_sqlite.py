@@ -31,13 +31,13 @@ def writer_token(connection: BaseDatabaseWrapper) -> str:
 
     Each is part of the proof: the lock of another host's file says nothing. Empty where /proc does not tell.
     """
+    known: tuple[object, str] | None = connection.__dict__.get(_TOKEN)
+    if known is not None and known[0] is connection.connection is not None:
+        return known[1]  # the file that is open stays the same, whatever its path may lead to by now
     path = _path(connection)
     if path is None:
         process = _process()
         return process and f"sqlite-memory:{process}"
-    known: tuple[object, str] | None = connection.__dict__.get(_TOKEN)
-    if known is not None and known[0] is connection.connection:
-        return known[1]  # the file that is open stays the same, whatever its path may lead to by now
     file = _file(path)
     token = file and f"sqlite:{file}"
     connection.__dict__[_TOKEN] = connection.connection, token

@@ -26,6 +26,7 @@ from live_cache.ledger.base import Ledger
 from live_cache.ledger.clocks import NEWBORN, ROWS_SLOT, TABLE_SLOT, ClockInfo, Dependency, Intent, Reading
 from live_cache.ledger.host_clock import (
     BOOT_ID,
+    COUNTER,
     FILE_BYTES,
     INTENT_RECORD_BYTES,
     MAGIC,
@@ -183,7 +184,7 @@ class HostLedger(Ledger):
     ) -> None:
         raw_fence = fence().encode()
         for clock, slots in changes.items():
-            with self._written(clock) as found:
+            with _Written(self, clock) as found:
                 if found is None:
                     continue
                 number = found.free_number()
@@ -203,9 +204,9 @@ class HostLedger(Ledger):
     def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]) -> None:
         raw_id = None if intent_id is None else bytes.fromhex(intent_id)
         for clock, slots in changes.items():
-            if not self._may_exist(clock):  # one that is born now has no entry from before
+            if clock not in self._maps and not self._may_exist(clock):  # one that is born now has no older entry
                 continue
-            with self._written(clock) as found:
+            with _Written(self, clock) as found:
                 if found is None:
                     continue
                 number = None if raw_id is None else found.find(raw_id)
@@ -349,7 +350,7 @@ class _Written:
             ledger._lock.__enter__()
             try:
                 found = ledger._map(self._clock)
-                if found is not None:
+                if found is not None and found.words[COUNTER] & 1:
                     found.repair()
             except BaseException:
                 ledger._lock.__exit__(None, None, None)

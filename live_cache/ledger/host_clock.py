@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -80,7 +81,7 @@ class PackedIntent:
             slots = frozenset()
         if len(fence) > 64:
             fence = b""  # A cut name could be the name of another transaction; without one the database is not asked.
-        raw_slots = struct.pack(f"={len(slots)}H", *slots)
+        raw_slots = array("H", slots).tobytes()
         return cls(INTENT.pack(raw_id, deadline_ns, len(slots), len(fence), raw_slots, fence, len(record)), record)
 
     def unpack(self) -> Intent:
@@ -185,10 +186,14 @@ class ClockMap:
 
     def find(self, intent_id: bytes) -> int | None:
         """Return the number of the open intent with this id."""
-        for number in self.open_intents():
+        bits = self._open_bits()
+        while bits:
+            lowest = bits & -bits
+            number = lowest.bit_length() - 1
             start = INTENTS_START + number * INTENT.size
             if self.memory[start : start + 16] == intent_id:
                 return number
+            bits ^= lowest
         return None
 
     # -- changes, which need the lock ----------------------------------------------------------------------------------
@@ -224,19 +229,20 @@ class ClockMap:
 
         The seq comes last: without its slots it could make an old entry fresh, without its record a change unknown.
         """
-        seq = self.words[SEQ] + 1
+        words = self.words
+        seq = words[SEQ] + 1
         if record:
             place = self._next_place(len(record))
             start = RING_START + place % LOG_BYTES
             self.memory[start : start + len(record)] = record
             word = INDEX_WORD + seq % LOG_LENGTH * INDEX_WORDS
-            self.words[word] = seq
-            self.words[word + 1] = place
-            self.words[word + 2] = len(record)
-            self.words[LOG_END] = place + len(record)
+            words[word] = seq
+            words[word + 1] = place
+            words[word + 2] = len(record)
+            words[LOG_END] = place + len(record)
         for slot in slots:
-            self.words[SLOTS_WORD + slot] = seq
-        self.words[SEQ] = seq
+            words[SLOTS_WORD + slot] = seq
+        words[SEQ] = seq
 
     def open(self, number: int, intent: PackedIntent) -> None:
         """Open an intent between begin() and end(). Needs room_for_intent()."""
@@ -253,9 +259,12 @@ class ClockMap:
 
     def room_for_tick(self, record: bytes) -> bool:
         """Get the room that the next tick with *record* needs. Return False if the disk is full."""
-        seq = self.words[SEQ] + 1
+        words = self.words
+        in_index = ((words[SEQ] + 1) % LOG_LENGTH + 1) * INDEX_WORDS * 8
         in_ring = self._next_place(len(record)) % LOG_BYTES + len(record)
-        return self._make_room(INDEX, (seq % LOG_LENGTH + 1) * INDEX_WORDS * 8) and self._make_room(RING, in_ring)
+        if in_index <= words[ROOM + INDEX] and in_ring <= words[ROOM + RING]:
+            return True
+        return self._make_room(INDEX, in_index) and self._make_room(RING, in_ring)
 
     def room_for_intent(self, number: int) -> bool:
         """Get the room that the record of an intent needs. Return False if the disk is full."""

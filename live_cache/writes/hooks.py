@@ -16,6 +16,7 @@ broken_hooks() tries them on a connection of its own; the system check live_cach
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -71,19 +72,34 @@ def attach(state: ConnectionState, prepare_cursor: Callable[[Any], None]) -> Non
     _put(connection, "_commit", state.committing)
     _put(connection, "_rollback", state.rolling_back)
     _put(connection, "_set_autocommit", state.setting_autocommit)
-    _put(connection, "make_cursor", make)
-    _put(connection, "make_debug_cursor", make)
-    _put(connection.ops, "compiler", _compile)
-    if connection.vendor == "sqlite":
+    connection.ops.compiler = _CompilerHook(connection.ops.compiler)
+    if connection.vendor != "sqlite":  # whose cursors have no methods that need preparing
+        _put(connection, "make_cursor", make)
+        _put(connection, "make_debug_cursor", make)
+    else:
         factory = cursor_factory(state)
+        reference = weakref.ref(connection)
+
+        def create(original: Callable[..., Any], name: Any = None) -> Any:
+            owner: Any = reference()
+            return owner.connection.cursor(factory=factory)
+
         # SQLite begins its transactions by SQL, which the guard must tell from a BEGIN of the user.
         _put(connection, "_start_transaction_under_autocommit", state.beginning)
-        _put(connection, "create_cursor", lambda original, name=None: state.driver.cursor(factory=factory))
+        _put(connection, "create_cursor", create)
 
 
-def _compile(original: Callable[[str], Any], name: str) -> Any:
-    compiler = original(name)
-    return telling(compiler) if name == "SQLInsertCompiler" else compiler
+class _CompilerHook(Hook):
+    """``ops.compiler``, which every query of the ORM calls."""
+
+    __slots__ = ()
+
+    def __init__(self, original: Callable[[str], Any]) -> None:
+        super().__init__(telling, original)
+
+    def __call__(self, compiler_name: str) -> Any:
+        compiler = self.original(compiler_name)
+        return telling(compiler) if compiler_name == "SQLInsertCompiler" else compiler
 
 
 def broken_hooks() -> list[str]:

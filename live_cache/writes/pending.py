@@ -45,6 +45,8 @@ class Ticks:
 
     def rows_only(self) -> dict[str, bytes]:
         """Return the records that tell rows: all that an intent needs."""
+        if not self.records:
+            return self.records
         return {clock: record for clock, record in self.records.items() if TABLE_SLOT not in self.slots[clock]}
 
 

@@ -25,11 +25,14 @@ __all__ = ["prepare"]
 
 
 def prepare(cursor: Any) -> None:
-    """Let the guard see what the methods of *cursor*, as Django has made it, send past the execute wrappers."""
-    if cursor.db.vendor != "sqlite":  # which has no such methods
-        wrapper: Any = type(cursor)
-        driver: Any = type(cursor.cursor)
-        cursor.__class__ = _class_for(wrapper, driver)
+    """
+    Let the guard see what the methods of *cursor*, as Django has made it, send past the execute wrappers.
+
+    Not for SQLite, which has no such methods.
+    """
+    wrapper: Any = type(cursor)
+    driver: Any = type(cursor.cursor)
+    cursor.__class__ = _class_for(wrapper, driver)
 
 
 @lru_cache(maxsize=64)

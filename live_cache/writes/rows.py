@@ -198,8 +198,13 @@ def attempt(connection: BaseDatabaseWrapper, read: Callable[[], T]) -> T | Untol
         Error: The database has refused in a way that the statement of the user cannot survive either.
     """
     try:
-        with connection.wrap_database_errors:
+        try:
             return read()
+        except Untold:
+            raise
+        except Exception:
+            with connection.wrap_database_errors:
+                raise
     except Untold as reason:
         return reason
     except Error as error:
@@ -317,6 +322,10 @@ def _read_after(
     target: Target, before: _Before, connection: BaseDatabaseWrapper
 ) -> tuple[dict[tuple[Any, ...], Sequence[Any]], str]:
     """Return the rows as they are now, by their key, and the fence if it came with them."""
+    if connection.vendor != "postgresql" and _is_found_by_key(target):
+        # The same question again, which SQLite has prepared already.
+        answer = _select(connection, _text_before(connection, target), target.condition_parameters)
+        return _after_of(target, before, connection, answer)
     keys = [connection.ops.quote_name(name) for name in key_columns(target.model)]
     if len(keys) == 1:
         condition = f"{keys[0]} IN ({', '.join(['%s'] * len(before.rows))})"
@@ -357,7 +366,7 @@ def _select(connection: BaseDatabaseWrapper, sql: str, parameters: Sequence[Any]
         # Round Django's cursor, whose every call costs as much as the query.
         driver: Any = connection.connection
         cursor = driver.execute(sql) if parameters is None else driver.execute(_with_question_marks(sql), parameters)
-        return Answer(names_of(cursor), cursor.fetchall())
+        return Answer(tuple([column[0] for column in cursor.description]), cursor.fetchall())
     with closing(connection.create_cursor()) as cursor:
         if parameters is None:
             cursor.execute(sql)

@@ -21,7 +21,7 @@ from django.db.models import Model
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_save
 
 from live_cache.sql import normalize_table
-from live_cache.writes.transactions import ConnectionState, state_of
+from live_cache.writes.transactions import state_of
 
 __all__ = ["connect", "connect_unseen", "tables_of"]
 
@@ -58,7 +58,11 @@ def _before_save(sender: type[Model], using: str, **kwargs: Any) -> None:
 
 
 def _after_write(sender: type[Model], using: str, **kwargs: Any) -> None:
-    _tick_if_unseen(state_of(connections[using]), tables_of(sender))
+    state = state_of(connections[using])
+    tables = tables_of(sender)
+    # With update_fields a save writes only some of the tables of a child model, so one that was seen is enough.
+    if tables.isdisjoint(state.recently_written):
+        state.tick_now(tables)
 
 
 def _after_m2m_change(sender: type[Model], using: str | None, action: str, **kwargs: Any) -> None:
@@ -68,11 +72,5 @@ def _after_m2m_change(sender: type[Model], using: str | None, action: str, **kwa
     tables = tables_of(sender)
     if action.startswith("pre_"):
         state.recently_written.difference_update(tables)
-    else:
-        _tick_if_unseen(state, tables)
-
-
-def _tick_if_unseen(state: ConnectionState, tables: frozenset[str]) -> None:
-    # With update_fields a save writes only some of the tables of a child model, so one that was seen is enough.
-    if tables.isdisjoint(state.recently_written):
+    elif tables.isdisjoint(state.recently_written):
         state.tick_now(tables)

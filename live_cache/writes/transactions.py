@@ -61,7 +61,7 @@ def state_of(connection: BaseDatabaseWrapper) -> ConnectionState:
         connection.__dict__[_STATE] = state
         hooks.attach(state, raw_cursor.prepare)
         _remember(state)
-    elif state.has_writes and is_between_blocks(connection):
+    elif connection.atomic_blocks and state.has_writes and is_between_blocks(connection):
         state.end_block_in_testcase()
     return cast("ConnectionState", state)
 
@@ -230,7 +230,8 @@ class ConnectionState:
         It is where some ledger has a clock of the table, and where the transaction is one of Django's own whose COMMIT
         is seen. Blocks of a TestCase are told by table.
         """
-        return self.connection.in_atomic_block and self.may_want_rows(table)
+        connection = self.connection
+        return connection.in_atomic_block and self.may_want_rows(table)
 
     def may_want_rows(self, table: str) -> bool:
         """Return the answer of wants_rows() after an atomic block has begun, if none is open now."""
@@ -266,7 +267,7 @@ class ConnectionState:
         Raises:
             CommitRefusedError: A ledger is out of reach and LIVE_CACHE_ON_LEDGER_LOSS is "refuse".
         """
-        if not self.has_writes and not self._test_tables:
+        if not self._pending and not self._test_tables:
             result = commit()
             self.session.end_transaction()
             return result
