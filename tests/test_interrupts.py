@@ -17,6 +17,7 @@ import pytest
 from django.db import Error, connections, transaction
 
 from live_cache.assembly import get_assembly
+from live_cache.ledger import fences
 from live_cache.writes.transactions import state_of
 from tests.deep import IS_DEEP
 from tests.left_open import AUTOCOMMIT, left_open
@@ -26,7 +27,7 @@ from tests.testapp.models import Author
 
 __all__ = ["authors"]
 
-FILES = ("own_transaction.py", "transactions.py", "inserts.py")
+FILES = ("writes/own_transaction.py", "writes/transactions.py", "writes/inserts.py")
 
 
 class Interrupt(BaseException):
@@ -36,13 +37,13 @@ class Interrupt(BaseException):
 class Tracer:
     """Raises Interrupt at the line with a number, counted over the lines of some files as they run."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, *files: str) -> None:
         self.left = number
+        self.files = tuple(f"/live_cache/{file}" for file in files)
         self.where = ""
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
-        path = frame.f_code.co_filename
-        return self.line if "live_cache/writes/" in path and path.endswith(FILES) else None
+        return self.line if frame.f_code.co_filename.endswith(self.files) else None
 
     def line(self, frame: FrameType, event: str, argument: object) -> Any:
         if event == "line" and not self.where:
@@ -107,7 +108,7 @@ def test_at_every_line(
     while True:
         prepare(authors)
         other.run(live_names, authors)
-        tracer = Tracer(number)
+        tracer = Tracer(number, *FILES)
         with interrupting(tracer):
             write(authors)
         if not tracer.where:
@@ -130,3 +131,22 @@ def test_at_every_line(
         assert left == (None, False, False, False), tracer.where
         number += step
     assert number > 30, "so few lines: are these the right files?"
+
+
+def test_at_every_line_of_a_question_about_writers(authors: str, request: pytest.FixtureRequest) -> None:
+    """MySQL answers it inside of a transaction of the reader's connection, which must not stay open."""
+    connection: Any = connections[authors]
+    if connection.vendor != "mysql":
+        pytest.skip("others are asked in no transaction, or on another connection")
+    assert fences.writers_in_progress(connection) is not None
+    request.addfinalizer(lambda: mend(connection))
+    number = 0
+    while True:
+        tracer = Tracer(number, "ledger/fences_mysql.py")
+        with interrupting(tracer):
+            fences.writers_in_progress(connection)
+        assert left_open(connection) == AUTOCOMMIT, tracer.where
+        if not tracer.where:
+            break
+        number += 1
+    assert number > 10, "so few lines: is this the right file?"

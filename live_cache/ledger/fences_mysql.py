@@ -108,13 +108,14 @@ def _transactions(connection: BaseDatabaseWrapper, session: _Session) -> list[tu
         cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT")
         cursor.execute(query, (mark,))
         rows = [(int(row[0]), int(row[1]), str(row[2]), int(row[3]), str(row[4])) for row in cursor.fetchall()]
-    except database.Error as error:
-        if not error.args or error.args[0] != ACCESS_DENIED:
+        driver.rollback()
+    except BaseException as error:  # no "finally", at the beginning of which an interrupt may come
+        driver.rollback()
+        if not isinstance(error, database.Error) or error.args[:1] != (ACCESS_DENIED,):
             raise
         session.has_privilege = False
         return None
     finally:
-        driver.rollback()
         cursor.close()
     if not any(row[1] == session.thread_id and mark in row[4] for row in rows):
         return None
