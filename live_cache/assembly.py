@@ -35,6 +35,7 @@ from live_cache.location import (
     tier_options,
 )
 from live_cache.metrics import Metrics
+from live_cache.promotions import Promotions
 from live_cache.stores.null import NullStore
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class Assembly:
     metrics: Metrics
     cull_frequency: int | None = None
     """OPTIONS["CULL_FREQUENCY"], unless the farthest tier evicts by itself."""
+    promotions: Promotions | None = None
+    """The looks into farther tiers that others wait for; None where nothing is copied into memory."""
     known_entries: KnownEntries = field(default_factory=KnownEntries, repr=False)
     """What tells a miss by eviction from the first read."""
     sightings: Sightings = field(default_factory=Sightings, repr=False)
@@ -250,8 +253,13 @@ def _assemble(alias: str, config: Mapping[str, Any]) -> Assembly:
         timeout_s=parse_timeout(config.get("TIMEOUT", DEFAULT_TIMEOUT_S)),
         pickle=options.pickle,
         metrics=Metrics(),
+        promotions=Promotions() if location.tiers[0].kind == "memory" and _is_promoting(location, options) else None,
         cull_frequency=options.cull_frequency if location.farthest.kind in ("memory", "disk") else None,
     )
+
+
+def _is_promoting(location: Location, options: Options) -> bool:
+    return len(location.tiers) > 1 and options.promote != "never"
 
 
 def _make_stores(location: Location, options: Options, key_prefix: str) -> _Tiers:

@@ -71,9 +71,35 @@ class Search:
 
     def find(self, *, tier_limit: int | None = None) -> Found | None:
         """Return rows, header and tier of the nearest fresh entry, promoted to the tiers before it."""
+        found = self._look_together() if tier_limit is None else self._look(0, tier_limit)
+        if found is None and self.miss == "cold" and tier_limit is None:
+            if self._before is None:
+                self.miss = self._why_nothing_was_there()
+            else:
+                self.miss, self.dropped_by = self._before.miss, self._before.dropped_by
+        return found
+
+    def _look_together(self) -> Found | None:
+        """Look into all tiers. Of threads that miss the entry in memory one goes on, and the others wait for it."""
+        promotions = self.assembly.promotions
+        if promotions is None:
+            return self._look(0, None)
+        landed = promotions.landed
+        found = self._look(0, 1)
+        if found is not None:
+            return found
+        with promotions.turn(self.plan.entry_key) as has_waited:
+            if has_waited:
+                self.assembly.metrics.count("promotion_waits")
+            if has_waited or promotions.landed != landed:
+                found = self._look(0, 1)
+            return found if found is not None else self._look(1, None)
+
+    def _look(self, first: int, last: int | None) -> Found | None:
+        """Look into the tiers from *first* on, up to, not including, *last*."""
         store = self.assembly.store
         farthest = len(store.stores) - 1
-        for index, tier in enumerate(store.stores[:tier_limit]):
+        for index, tier in enumerate(store.stores[first:last], first):
             data: bytes | Missing
             if index == farthest and self.readings is None:
                 # Entry and clocks in one round trip, where both live on one server.
@@ -104,11 +130,6 @@ class Search:
             self.assembly.known_entries.note(self.plan.entry_key, found.entry.header.expires_at_ns)
             self.farthest = data  # what was put into one tier was put into all
             return rows, found.entry.header, tier.name
-        if self.miss == "cold" and tier_limit is None:
-            if self._before is None:
-                self.miss = self._why_nothing_was_there()
-            else:
-                self.miss, self.dropped_by = self._before.miss, self._before.dropped_by
         return None
 
     def find_bounded(self, connection: BaseDatabaseWrapper) -> Found | None:

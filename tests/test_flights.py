@@ -24,6 +24,7 @@ from live_cache.stores.base import MISS, lease_key
 from live_cache.stores.memory import MemoryStore
 from tests.cache_kinds import caches_of, wait_for_hits
 from tests.gate import FileGate, Gate
+from tests.redis_groups import start_cluster
 from tests.testapp.models import Author, Book
 
 pytestmark = pytest.mark.usefixtures("default_fill_lease")
@@ -376,6 +377,7 @@ def test_killed_filler_costs_one_more_query(
 ) -> None:
     """The filler is killed in its SELECT: the others wait for its lease, and one of them fetches."""
     settings.LIVE_CACHE_FILL_LEASE_S = 3.0
+    file_gate.timeout_s = 30  # in which a process starts, beside four others
     wait_for_hits(lambda: titles(alias))
 
     def kill_a_filler() -> None:
@@ -390,6 +392,39 @@ def test_killed_filler_costs_one_more_query(
     assert all(one["results"] == [["new"]] * 50 for one in found)
     assert sum(one["fetches"] for one in found) == 1
     assert sum(one["counters"].get("waits.in_vain", 0) for one in found) == 1
+
+
+@pytest.fixture(scope="module")
+def cluster_url() -> Iterator[str]:
+    """Start a cluster of six nodes, three of them replicas."""
+    try:
+        with start_cluster(n_replicas=1) as started:
+            yield started.url
+    except RuntimeError as error:
+        if "no redis-server" not in str(error):
+            raise
+        pytest.skip(f"REDIS IS MISSING: {error}")
+
+
+@pytest.fixture
+def over_cluster(cluster_url: str, settings: Any, tmp_path: Path) -> str:
+    """Memory in front of the cluster."""
+    settings.CACHES = caches_of("memory+redis", tmp_path, cluster_url)
+    return "memory+redis"
+
+
+@pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
+def test_processes_at_once_over_a_cluster(alias: str, book: Book, over_cluster: str, run_process: Any) -> None:
+    """The lease lies on the node of its entry."""
+    test_processes_at_once_make_one_query(alias, book, over_cluster, run_process)
+
+
+@pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
+def test_killed_filler_over_a_cluster(
+    alias: str, book: Book, over_cluster: str, run_process: Any, settings: Any, file_gate: FileGate
+) -> None:
+    """It ends by the time of that node."""
+    test_killed_filler_costs_one_more_query(alias, book, over_cluster, run_process, settings, file_gate)
 
 
 def _read_in_processes(alias: str, run_process: Any, before: Callable[[], object]) -> list[dict[str, Any]]:
