@@ -20,6 +20,7 @@ from live_cache.loop import leave_loop
 from live_cache.plan import Plan, make_plan
 from live_cache.read_records import MISS_REASONS, Result, Rows, unrecorded
 from live_cache.shapes.links import MAX_VALUES, Link
+from live_cache.verification import uncollected
 from live_cache.writes.engines import tables_without_rollback
 from live_cache.writes.transactions import state_of
 
@@ -106,7 +107,7 @@ class LinkReader:
             return list(query.get_compiler(connection=connection).results_iter(tuple_expected=True))
 
         self.assembly.metrics.count("link_reads")
-        with unrecorded():
+        with unrecorded(), uncollected():
             result = self.read(plan, fetch)
         # What bypassed the cache, or may not be stored, may be older than the call or not committed.
         is_latest = result.record.is_hit or result.record.reason in MISS_REASONS

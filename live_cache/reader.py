@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from django.db import Error
@@ -25,7 +26,7 @@ from live_cache.loop import is_on_loop, leave_loop
 from live_cache.read_records import ReadRecord, Result, Rows, count_hit, count_miss, recorded, recording
 from live_cache.replicas import has_caught_up, primary_of
 from live_cache.rows import EntryHeader, encode_entry
-from live_cache.search import Found, Search
+from live_cache.search import Found, Search, judge_entry
 from live_cache.verification import choose_on_loop, is_chosen, verify_hit
 from live_cache.writes.transactions import ConnectionState, is_any_in_transaction, state_of
 
@@ -258,7 +259,16 @@ class _Read:
         assembly, plan = self.assembly, self.plan
         rows, header, _ = found
         if is_chosen():
-            truth = verify_hit(assembly, plan, self.connection, self.state, self.fetch, header, rows)
+            truth = verify_hit(
+                assembly,
+                plan,
+                self.connection,
+                self.state,
+                self.fetch,
+                header,
+                rows,
+                judge=partial(judge_entry, assembly, plan, self.connection),
+            )
             if truth is not None:
                 assembly.sightings.forget(plan.entry_key, header.fetched_at_ns)
                 count_miss(assembly.metrics, "different")

@@ -24,8 +24,8 @@ from live_cache.bypasses import reason_to_fill_not
 from live_cache.chance import chance
 from live_cache.conf import settings
 from live_cache.exceptions import LedgerUnavailableError, UncachableValueError
-from live_cache.ledger.clocks import is_fresh
-from live_cache.replicas import primary_of
+from live_cache.ledger.clocks import Reading
+from live_cache.replicas import has_caught_up, primary_of
 from live_cache.rows import EntryHeader, encode_entry
 from live_cache.shapes.scope import View
 from live_cache.shapes.witness import EntryWitness
@@ -38,11 +38,13 @@ if TYPE_CHECKING:
     from live_cache.read_records import Rows
     from live_cache.writes.transactions import ConnectionState
 
-__all__ = ["Verdict", "Verification", "choose_on_loop", "is_chosen", "verify_hit", "verifying"]
+__all__ = ["Verdict", "Verification", "choose_on_loop", "is_chosen", "uncollected", "verify_hit", "verifying"]
 
 logger = logging.getLogger("live_cache.verify")
 
 Verdict: TypeAlias = Literal["equal", "undecided", "different"]
+
+Judge: TypeAlias = Callable[[EntryHeader, list[Reading], EntryWitness], tuple[bool, list[Reading]]]
 
 _NO_HEADER: Final = EntryHeader(0, None, (), ())
 
@@ -68,6 +70,16 @@ def verifying() -> Iterator[list[Verification]]:
     token = _verifications.set(found)
     try:
         yield found
+    finally:
+        _verifications.reset(token)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Leave the hits inside the block to chance, and out of every verifying(): nobody has asked for them."""
+    token = _verifications.set(None)
+    try:
+        yield
     finally:
         _verifications.reset(token)
 
@@ -99,6 +111,8 @@ def verify_hit(
     fetch: Callable[[], Rows],
     header: EntryHeader,
     rows: Rows,
+    *,
+    judge: Judge,
 ) -> Rows | None:
     """
     Compare *rows*, which are about to be served, with the database.
@@ -106,11 +120,14 @@ def verify_hit(
     A difference is counted, logged, and marked stale for all processes. Errors of the database end the comparison, and
     the hit stands.
 
+    Args:
+        judge: Returns whether the entry is fresh under readings, and the readings that this was found under.
+
     Returns:
         What the database says, if it differs; else None.
     """
     try:
-        verdict, note, truth = _compare(assembly, plan, connection, state, fetch, header, rows)
+        verdict, note, truth = _compare(assembly, plan, connection, state, fetch, header, rows, judge)
     except LedgerUnavailableError:
         verdict, note, truth = "undecided", "the ledger did not answer", ()
     except DatabaseError as error:
@@ -140,9 +157,12 @@ def _compare(
     fetch: Callable[[], Rows],
     header: EntryHeader,
     rows: Rows,
+    judge: Judge,
 ) -> tuple[Verdict, str, Rows]:
-    if primary_of(connection) is not None:
-        return "undecided", "a replica may be behind its primary", ()
+    primary = primary_of(connection)
+    # Who has replayed all that was committed by now shows what the entry holds: its commits came before it was found.
+    if primary is not None and not has_caught_up(connection, primary):
+        return "undecided", "the replica may be behind its primary", ()
     if state.open_cursors:
         return "undecided", "an unfinished cursor pins the SQLite connection to an older snapshot", ()
     with _savepoint(connection, state):
@@ -151,7 +171,9 @@ def _compare(
         return "undecided", reason, ()
     readings = assembly.ledger.read(plan.dependencies)
     witness = EntryWitness(assembly.ledger, plan, header, View(lambda: rows))
-    if not is_fresh(header.stamps, readings, plan.dependencies, witness):
+    with _savepoint(connection, state):
+        is_still_fresh, _ = judge(header, readings, witness)
+    if not is_still_fresh:
         return "undecided", "it was changed meanwhile", ()
     if _are_equal(plan, rows, truth):
         return "equal", "", truth

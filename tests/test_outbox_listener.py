@@ -13,6 +13,7 @@ import pytest
 from django.db import connections
 
 from live_cache import live, recording
+from live_cache.events import live_stream
 from live_cache.exceptions import ConfigurationError, LedgerUnavailableError
 from live_cache.outbox import listener as listener_module
 from live_cache.outbox.dialects import dialect_of
@@ -64,6 +65,24 @@ def until(is_so: Callable[[], bool], *, timeout_s: float = 10.0) -> None:
     while not is_so():
         assert time.monotonic() < end, "It never came to be so."
         time.sleep(0.01)
+
+
+class TestEvents:
+    """What subscribers hear of writes from outside."""
+
+    def test_each_change_is_told_once(self, alias: str, listener: Listener) -> None:
+        """With nothing beside it, also where readers are told more in order to judge."""
+        with live_stream().subscribe(Country, using=alias) as subscription:
+            write_outside(alias, INSERT.format("SE"))
+            write_outside(alias, "UPDATE testapp_country SET population = 9 WHERE code = 'SE'")
+            write_outside(alias, "UPDATE testapp_country SET population = 9 WHERE code = 'SE'")
+            write_outside(alias, "DELETE FROM testapp_country WHERE code = 'SE'")
+            listener.drain()
+            events = []
+            while (event := subscription.get(0.2)) is not None:
+                events.append((type(event).__name__, event.key, getattr(event, "columns", None)))
+        key = ("SE",)
+        assert [("Inserted", key, None), ("Updated", key, {"population"}), ("Deleted", key, None)] == events
 
 
 class TestReads:

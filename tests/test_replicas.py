@@ -15,9 +15,11 @@ from django.db import connections, transaction
 from django.db.models import Model
 
 from live_cache import live, replicas
+from live_cache.verification import verifying
 from tests import server_programs
 from tests.redis_groups import wait_for
 from tests.test_queryset import queries_of
+from tests.test_verification import plant
 from tests.testapp.models import Author, Country
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -229,6 +231,26 @@ def test_a_replica_that_is_held_does_not_fill(streaming: None) -> None:
     _wait_for_replica()
     assert queries_of(REPLICA, lambda: names(REPLICA)) == (["newest"], 1)
     assert queries_of(PRIMARY, lambda: names(PRIMARY)) == (["newest"], 0)
+
+
+def test_hits_by_a_replica_are_verified(streaming: None) -> None:
+    """Where it has caught up its answer counts; while it is held it says nothing of an entry that is newer."""
+    assert names(PRIMARY) == ["old"]
+    with verifying() as found:
+        assert names(REPLICA) == ["old"]
+    _pause(is_paused=True)
+    Author.objects.using(PRIMARY).update(name="new")
+    assert names(PRIMARY) == ["new"]
+    with verifying() as found_while_held:
+        assert names(REPLICA) == ["new"]
+    _pause(is_paused=False)
+    _wait_for_replica()
+    planted = live(Author.objects.using(PRIMARY).order_by("pk")).values_list("name", flat=True)
+    plant(planted, lambda rows: [("planted",)])
+    with verifying() as found_planted:
+        assert names(REPLICA) == ["new"]
+    verdicts = [one.verdict for one in (*found, *found_while_held, *found_planted)]
+    assert verdicts == ["equal", "undecided", "different"]
 
 
 def test_without_the_proof_it_would_be_stale(streaming: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -361,3 +361,31 @@ def test_command_says_what_is_wrong(sqlite_book: Book, path: str, message: str) 
     """Nothing named, no such path, no queryset."""
     with pytest.raises(CommandError, match=message):
         run(*(["--queryset", path] if path else []))
+
+
+def test_change_that_link_sets_are_asked_about(alias: str, book: Book, cache: str, second_connection: Any) -> None:
+    """
+    A commit between the hit and its verification, by a row of which only a link set says whether it matters.
+
+    That it does explains the difference; that it does not leaves the verdict as it is.
+    """
+    other = second_connection(alias)
+    ann, bob = book.author, Author.objects.using(alias).create(name="Bob")
+
+    def read() -> list[str]:
+        return [each.title for each in live(Book.objects.using(alias).filter(author__name="Ann").order_by("pk"))]
+
+    for author, verdict, expected in ((bob, "equal", ["old"]), (ann, "undecided", ["old", "new"])):
+        wait_for_hits(read)
+        add = [lambda author=author: Book.objects.using(alias).create(title="new", author=author)]
+
+        def commit(execute: Any, sql: str, *arguments: Any, add: list[Any] = add) -> Any:
+            if "testapp_book" in sql and add:
+                other.run(add.pop())
+            return execute(sql, *arguments)
+
+        with connections[alias].execute_wrapper(commit), verifying() as found:
+            assert read() == ["old"]
+        assert not add
+        assert [one.verdict for one in found] == [verdict]  # and nothing of the link sets that were read
+        assert read() == expected

@@ -47,7 +47,9 @@ def events_of(record: Record | None, *, table: str, database: str, epoch: bytes,
         yield Changed(table=table, database=database, epoch=epoch, seq=seq, at_ns=at_ns, note=note)
         return
     for row in rows:
-        yield _event_of(row, table=table, database=database, epoch=epoch, seq=seq, at_ns=at_ns)
+        # An update of no column is there for readers who judge entries (outbox/decoding.py), and has changed nothing.
+        if row.columns is None or row.columns:
+            yield _event_of(row, table=table, database=database, epoch=epoch, seq=seq, at_ns=at_ns)
 
 
 def gap(*, table: str, database: str, epoch: bytes, seq: int, note: str) -> Changed:
