@@ -222,6 +222,58 @@ def test_few_round_trips_to_postgresql(authors: str, is_watched: bool, tmp_path:
     check_clean(authors)
 
 
+def commands_to_mariadb(alias: str, write: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the first words of what PyMySQL sends while *write* runs, each in a round trip of its own."""
+    driver: Any = connections[alias].connection
+    send = driver._execute_command
+    sent: list[str] = []
+
+    def note(command: int, sql: Any) -> Any:
+        text = sql if isinstance(sql, str) else bytes(sql).decode()
+        sent.append(" ".join(text.split()[: 2 if text.startswith("SET") else 1]))
+        return send(command, sql)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "_execute_command", note)
+        write()
+    return sent
+
+
+@pytest.mark.parametrize("is_watched", [True, False], ids=["watched", "unwatched"])
+def test_few_round_trips_to_mariadb(authors: str, is_watched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction of one statement is begun by BEGIN, so that autocommit need not be turned on again."""
+    if connections[authors].vendor != "mysql":
+        pytest.skip("of MariaDB")
+    if is_watched:
+        live_names(authors)
+        rename(authors)  # asks the catalog about the table
+    author = Author.objects.using(authors).order_by("pk")[0]
+    author.name = "Saved"
+    looks = ["SELECT"] if is_watched else []
+    assert commands_to_mariadb(authors, author.save, monkeypatch) == ["BEGIN", *looks, "UPDATE", *looks, "COMMIT"]
+    assert commands_to_mariadb(authors, lambda: create(authors), monkeypatch) == ["BEGIN", "INSERT", "COMMIT"]
+    with connections[authors].execute_wrapper(lambda execute, *arguments: execute(*arguments)):
+        # It may send a statement twice.
+        sent = commands_to_mariadb(authors, author.save, monkeypatch)
+    assert sent == ["SET AUTOCOMMIT", *looks, "UPDATE", *looks, "COMMIT", "SET AUTOCOMMIT"]
+    check_autocommit(authors)
+    check_clean(authors)
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_session_whose_commit_begins_a_transaction(authors: str, write: Callable[[str], None]) -> None:
+    """In autocommit mode no transaction is open after a statement, whatever COMMIT does in this session."""
+    connection: Any = connections[authors]
+    if connection.vendor != "mysql":
+        pytest.skip("of MySQL")
+    live_names(authors)
+    connection.connection.query("SET completion_type = 'CHAIN'")
+    write(authors)
+    check_autocommit(authors)
+    check_clean(authors)
+    connection.connection.query("SET completion_type = 'NO_CHAIN'")
+
+
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 def test_a_connection_with_transactions_of_its_own_kind(authors: str, write: Callable[[str], None]) -> None:
     """Where the driver begins transactions in a way of its own, BEGIN is left to it."""

@@ -69,6 +69,8 @@ class _FailingDriver:
 
     def __init__(self, driver: Any, **methods: Callable[[], object]) -> None:
         self.__dict__.update(methods, _driver=driver)
+        if "commit" in methods and hasattr(driver, "begin"):  # MySQL, where a COMMIT may be sent as SQL
+            self.__dict__["query"] = lambda sql: methods["commit"]() if sql.startswith("COMMIT") else driver.query(sql)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._driver, name)

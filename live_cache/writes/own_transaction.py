@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 # Whoever asks which blocks are open (durable ones do) finds one.
 _BLOCK: Final = Atomic(None, savepoint=False, durable=False)
+# Whatever completion_type says: nothing is open after a statement in autocommit mode.
+_COMMIT: Final = "COMMIT AND NO CHAIN NO RELEASE"
 
 
 class OwnTransaction:
@@ -88,12 +90,13 @@ class OwnTransaction:
 
     def _begin(self, connection: Any) -> None:
         vendor = connection.vendor
+        self._state.is_begun_alone = False
         self._is_begun_by_sql = vendor == "sqlite" or (vendor == "postgresql" and can_begin_late(connection.connection))
+        if vendor == "mysql" or (vendor == "postgresql" and self._is_begun_by_sql):
+            self._state.is_begin_due = True
+            return
         if not self._is_begun_by_sql:
             connection._set_autocommit(False)
-            return
-        if vendor == "postgresql":
-            self._state.is_begin_due = True
             return
         mode = getattr(connection, "transaction_mode", None)
         self._state.has_sqlite_lock = False
@@ -103,11 +106,14 @@ class OwnTransaction:
     def _commit(self, connection: Any) -> None:
         def commit() -> None:
             with connection.wrap_database_errors:
-                connection.connection.commit()
+                if self._state.is_begun_alone:
+                    connection.connection.query(_COMMIT)
+                else:
+                    connection.connection.commit()
 
         self._state.committing(commit)
         connection.errors_occurred = False
-        if not self._is_begun_by_sql:
+        if not (self._is_begun_by_sql or self._state.is_begun_alone):
             try:
                 connection._set_autocommit(True)
             except Error:  # the statement has succeeded

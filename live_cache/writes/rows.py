@@ -124,7 +124,7 @@ def run_telling_rows(target: Target, sending: Sending) -> Any:
     if sending.takes_companions:
         return _run_at_once(target, sending)
     connection = state.connection
-    state.begin_now()
+    state.begin_now(is_alone=True)
     before = attempt(connection, lambda: _read_before(state, target))
     if isinstance(before, Untold):
         state.record({table}, note=str(before))

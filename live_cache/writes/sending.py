@@ -75,7 +75,7 @@ class Sending:
         if self.state.is_begin_due:
             if self.takes_companions:
                 return self.run_with((), ())[0]
-            self.state.begin_now()
+            self.state.begin_now(is_alone=True)
         return self._execute(self.sql, self.parameters, self._many, self._context)
 
     @property

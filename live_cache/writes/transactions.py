@@ -46,6 +46,7 @@ logger = logging.getLogger("live_cache.writes")
 T = TypeVar("T")
 
 _STATE = "_live_cache_state"
+_MYSQL_BACKENDS = frozenset({"django.db.backends.mysql.base", "django.contrib.gis.db.backends.mysql.base"})
 _NOTHING = Ticks()
 
 # Replaced as a whole under the lock, so that readers need none.
@@ -107,7 +108,9 @@ class ConnectionState:
         self.has_sqlite_lock = False
         """Whether the running transaction is known to hold the write lock of SQLite."""
         self.is_begin_due = False
-        """Whether BEGIN is still to be sent, before the next statement or with it. PostgreSQL only."""
+        """Whether BEGIN is still to be sent, before the next statement or with it. Never on SQLite."""
+        self.is_begun_alone = False
+        """Whether BEGIN was sent to MySQL for one statement, and autocommit is still on in the session."""
         self.insertion: Insertion | None = None
         """The INSERT that a compiler is sending, whose rows it will tell itself."""
         self.session = SessionChanges()
@@ -344,12 +347,25 @@ class ConnectionState:
             raise
         return result
 
-    def begin_now(self) -> None:
-        """Send the BEGIN that is due, if one is."""
-        if self.is_begin_due:
-            self.is_begin_due = False
-            with self.connection.wrap_database_errors:
+    def begin_now(self, *, is_alone: bool = False) -> None:
+        """
+        Send the BEGIN that is due, if one is.
+
+        Args:
+            is_alone: Nothing is sent between it and COMMIT but one statement of the user and what looks at its rows.
+        """
+        if not self.is_begin_due:
+            return
+        self.is_begin_due = False
+        connection: Any = self.connection
+        with connection.wrap_database_errors:
+            if connection.vendor == "postgresql":
                 self.driver.execute("BEGIN")
+            elif is_alone and _is_sent_once(connection):
+                self.driver.begin()
+                self.is_begun_alone = True
+            else:
+                connection._set_autocommit(False)
 
     def run_outside_transaction(self, tables: Collection[str], run: Callable[[], T], *, is_everything: bool) -> T:
         """
@@ -516,6 +532,16 @@ class ConnectionState:
             return self.connection.is_usable()
         except Exception:  # is_usable() of a lost connection may itself fail, in the driver's own ways
             return False
+
+
+def _is_sent_once(connection: Any) -> bool:
+    """
+    Return whether nobody but Django sends statements to MySQL, each once.
+
+    A deadlock ends a transaction. Whoever sent the statement again would be in autocommit mode after a BEGIN, and so
+    commit before the intent stands; with autocommit off, a transaction begins by itself.
+    """
+    return len(connection.execute_wrappers) == 1 and type(connection).__module__ in _MYSQL_BACKENDS
 
 
 def _is_watched(ledger: Ledger, clock: str) -> bool:
