@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
+from django.db import (
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    connections,
+    transaction,
+)
 from django.test.utils import CaptureQueriesContext
+from pymysql.constants import CLIENT
 
 from live_cache.assembly import get_assembly
 from live_cache.ledger.base import Ledger
 from live_cache.names import clock_of, database_name
+from live_cache.writes import rows
+from tests.raw_connection import RawConnection
 from tests.test_transactions import (
     _FailingDriver,
     authors,
@@ -258,6 +270,166 @@ def test_few_round_trips_to_mariadb(authors: str, is_watched: bool, monkeypatch:
     assert sent == ["SET AUTOCOMMIT", *looks, "UPDATE", *looks, "COMMIT", "SET AUTOCOMMIT"]
     check_autocommit(authors)
     check_clean(authors)
+
+
+@pytest.fixture
+def several(authors: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A connection to MariaDB that takes several statements in one message, as mysqlclient makes it."""
+    connection: Any = connections[authors]
+    if connection.vendor != "mysql":
+        pytest.skip("of MariaDB")
+    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "client_flag", CLIENT.FOUND_ROWS | CLIENT.MULTI_STATEMENTS)
+    connection.close()
+    live_names(authors)
+    rename(authors, "B")
+    yield authors
+    connection.close()
+
+
+def messages_to_mariadb(alias: str, write: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Return the first words of the statements in each message that PyMySQL sends while *write* runs."""
+    driver: Any = connections[alias].connection
+    send = driver._execute_command
+    sent: list[list[str]] = []
+
+    def note(command: int, sql: Any) -> Any:
+        text = sql if isinstance(sql, str) else bytes(sql).decode()
+        sent.append([part.split()[0] for part in text.split("; ")])
+        return send(command, sql)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "_execute_command", note)
+        write()
+    return sent
+
+
+def test_few_messages_to_mariadb(several: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What looks at the rows is sent with the statement, and BEGIN too."""
+    author = Author.objects.using(several).order_by("pk")[0]
+    author.name = "Saved"
+
+    def save_in_block() -> None:
+        with transaction.atomic(using=several):
+            author.save()
+
+    def delete() -> None:
+        assert Author.objects.using(several).filter(pk=author.pk)._raw_delete(several) == 1
+
+    def save() -> None:
+        author.save()
+        assert live_names(several)[0] == "Saved"
+
+    assert messages_to_mariadb(several, save, monkeypatch)[:2] == [["BEGIN", "SELECT", "UPDATE", "SELECT"], ["COMMIT"]]
+    in_block = messages_to_mariadb(several, save_in_block, monkeypatch)
+    assert in_block[1:3] == [["DO", "SELECT", "UPDATE", "SELECT"], ["COMMIT"]]
+    assert messages_to_mariadb(several, lambda: create(several), monkeypatch) == [["BEGIN", "INSERT"], ["COMMIT"]]
+    renamed = messages_to_mariadb(several, lambda: rename(several, "Renamed"), monkeypatch)
+    assert renamed == [["BEGIN", "SELECT", "UPDATE"], ["SELECT"], ["COMMIT"]]
+    assert messages_to_mariadb(several, delete, monkeypatch) == [["BEGIN", "SELECT", "DELETE"], ["COMMIT"]]
+    assert live_names(several) == ["Renamed"] * 2
+    check_autocommit(several)
+    check_clean(several)
+
+
+def test_the_cursor_of_mariadb_shows_the_answer_to_its_own_statement(several: str) -> None:
+    """Counts, returned rows and keys are those of the user's statement; nothing is left for the next one."""
+    pk = Author.objects.using(several).order_by("pk")[0].pk
+    with connections[several].cursor() as cursor:
+        assert cursor.execute("UPDATE testapp_author SET name = %s WHERE id = %s", ["C", pk]) == 1
+        assert (cursor.rowcount, cursor.description, cursor.fetchone()) == (1, None, None)
+        assert cursor.nextset() is None
+        assert cursor.execute("UPDATE testapp_author SET name = 'D' WHERE id = %s", [0]) == 0
+        cursor.execute("INSERT INTO testapp_author (name) VALUES ('50%')")
+        assert cursor.lastrowid > pk
+        cursor.execute("DELETE FROM testapp_author WHERE id = %s RETURNING name", [pk])
+        assert cursor.rowcount == 1
+        assert [column[0] for column in cursor.description] == ["name"]
+        assert cursor.fetchall() == (("C",),)
+        cursor.execute("SELECT name FROM testapp_author ORDER BY id")
+        assert cursor.fetchall() == (("B",), ("50%",))
+    assert live_names(several) == ["B", "50%"]
+    check_autocommit(several)
+    check_clean(several)
+
+
+@pytest.mark.parametrize("is_in_block", [True, False], ids=["atomic", "autocommit"])
+def test_a_statement_of_several_fails(several: str, is_in_block: bool) -> None:
+    """Its error is the one that Django gives it, and nothing stays open."""
+    pk = Author.objects.using(several).order_by("pk")[0].pk
+    for name, error in ((None, IntegrityError), ("x" * 1000, DataError)):
+        with pytest.raises(error), transaction.atomic(using=several) if is_in_block else nullcontext():
+            Author.objects.using(several).filter(pk=pk).update(name=name)
+        check_autocommit(several)
+        assert names(several) == ["B", "B"]
+        check_clean(several)
+
+
+@pytest.mark.parametrize("is_in_block", [True, False], ids=["atomic", "autocommit"])
+def test_the_look_at_the_rows_fails(several: str, is_in_block: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The statement runs all the same, and its table is told."""
+    monkeypatch.setattr(rows, "_text_before", lambda *_: "SELECT missing FROM testapp_author WHERE id = %s")
+    author = Author.objects.using(several).order_by("pk")[0]
+    author.name = "Saved"
+    before = reading(several)
+    with transaction.atomic(using=several) if is_in_block else nullcontext():
+        author.save()
+    assert reading(several).slots[0] > before.slots[0]
+    assert live_names(several) == ["Saved", "B"]
+    check_autocommit(several)
+    check_clean(several)
+
+
+def test_the_look_waits_for_another_writer_in_vain(several: str) -> None:
+    """Whoever cannot get the lock of a row learns it as from the statement alone."""
+    author = Author.objects.using(several).order_by("pk")[0]
+    other = RawConnection(several)
+    try:
+        other.run("BEGIN", f"UPDATE testapp_author SET name = 'Other' WHERE id = {author.pk}")
+        connections[several].connection.query("SET innodb_lock_wait_timeout = 1")
+        author.name = "Saved"
+        with pytest.raises(OperationalError, match="1205"):
+            author.save()
+        check_autocommit(several)
+        assert names(several) == ["B", "B"]
+        other.run("ROLLBACK")
+    finally:
+        other.close()
+    check_clean(several)
+
+
+def test_a_session_that_cannot_be_rolled_back(several: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cursor is closed before its connection: mysqlclient cannot do it afterwards, and Django tries to."""
+    connection: Any = connections[several]
+    driver = connection.connection
+    closed: list[object] = []
+
+    def refuse() -> None:
+        raise OperationalError("no")
+
+    with connection.cursor() as cursor, monkeypatch.context() as patch:
+        patch.setattr(connection, "connection", _FailingDriver(driver, rollback=refuse))
+        patch.setattr(connection, "close", lambda: closed.append(cursor.cursor.cursor.connection))
+        with pytest.raises(IntegrityError):
+            cursor.execute("UPDATE testapp_author SET name = NULL")
+    assert closed == [None]
+    connection.close()
+    assert names(several) == ["B", "B"]
+    check_clean(several)
+
+
+def test_comments_are_sent_by_themselves(several: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comment could hide what stands behind it."""
+    for comment in ("# more", "-- more", "/* more */"):
+        sent = messages_to_mariadb(
+            several,
+            lambda comment=comment: (
+                connections[several].cursor().execute(f"UPDATE testapp_author SET name = 'C' WHERE id = 0 {comment}")
+            ),
+            monkeypatch,
+        )
+        assert all(len(one) == 1 for one in sent)
+    check_autocommit(several)
+    check_clean(several)
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)

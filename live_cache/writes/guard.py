@@ -152,7 +152,7 @@ def _run_write(state: ConnectionState, sending: Sending, *, is_everything: bool)
             sending.cursor.cursor.buffer()
         return result
 
-    return OwnTransaction(state).run(send)
+    return OwnTransaction(state, sending.cursor).run(send)
 
 
 def _run_in_transaction(

@@ -55,7 +55,7 @@ class Insertion:
 
     def send(self, sending: Sending) -> Any:
         """Send the statement, and return what Django's cursor returns."""
-        if not sending.takes_companions:
+        if sending.state.connection.vendor != "postgresql" or not sending.takes_companions:
             return sending.run()
         result, take = sending.run_with((), (Companion(f"SELECT {fences_postgresql.XID}"),))
         (answer,) = take()

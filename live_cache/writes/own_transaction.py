@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from django.db import Error
 from django.db.transaction import Atomic
 
-from live_cache.writes.sending import can_begin_late
+from live_cache.writes.sending import LOCKING_MODES, can_begin_late
 
 if TYPE_CHECKING:
     from live_cache.writes.transactions import ConnectionState
@@ -36,12 +36,16 @@ class OwnTransaction:
     The transaction of one statement, on an open connection in autocommit mode. Used once.
 
     It is no context manager, as an interrupt between the end of a block and __exit__() would leave it open.
+
+    Args:
+        cursor: Django's, if it is inside of its execute().
     """
 
-    __slots__ = ("_connection", "_is_begun_by_sql", "_is_over", "_state")
+    __slots__ = ("_connection", "_cursor", "_is_begun_by_sql", "_is_over", "_state")
 
-    def __init__(self, state: ConnectionState) -> None:
+    def __init__(self, state: ConnectionState, cursor: Any = None) -> None:
         self._state = state
+        self._cursor = cursor
         self._connection: Any = state.connection  # attributes that django-stubs does not know are set here
         self._is_begun_by_sql = False
         self._is_over = False
@@ -102,6 +106,7 @@ class OwnTransaction:
         self._state.has_sqlite_lock = False
         with connection.wrap_database_errors:
             connection.connection.execute(f"BEGIN {mode}" if mode else "BEGIN").close()
+        self._state.has_sqlite_lock = mode in LOCKING_MODES
 
     def _commit(self, connection: Any) -> None:
         def commit() -> None:
@@ -152,6 +157,11 @@ class OwnTransaction:
         if _is_closed(connection.connection):
             self._state.reset()
         else:
+            # mysqlclient closes no cursor of a closed connection: whoever closes this one after the error of its
+            # statement would meet another one.
+            if self._cursor is not None:
+                with suppress(Exception):
+                    self._cursor.close()
             with suppress(Error):
                 connection.close()
         connection.errors_occurred = True

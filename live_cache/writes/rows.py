@@ -24,7 +24,7 @@ from live_cache.sql.row_writes import RowWrite, read_row_write
 from live_cache.tables import models_of_tables
 from live_cache.writes.images import Columns, columns_of, key_columns
 from live_cache.writes.plain_tables import is_plain
-from live_cache.writes.sending import Answer, Companion, names_of
+from live_cache.writes.sending import Answer, Companion, CompanionError, names_of
 
 if TYPE_CHECKING:
     from django.db import models
@@ -149,19 +149,28 @@ def _run_at_once(target: Target, sending: Sending) -> Any:
     connection = state.connection
     write = target.write
     try:
-        reason = attempt(connection, lambda: prove_plain(state, write.table))
-        if isinstance(reason, Untold):
-            state.record({target.table}, note=str(reason))
+        before = attempt(connection, lambda: _look_before(state, target))
+        if isinstance(before, Untold):
+            state.record({target.table}, note=str(before))
             return sending.run()
-        parameters = target.condition_parameters or ()
-        before = Companion(_text_before(connection, target), parameters)
         after = []
-        if write.verb == "delete":
+        if connection.vendor == "mysql":
+            if write.verb == "update" and _is_found_by_key(target):
+                after = [before]
+        elif write.verb == "delete":
             after = [Companion(f"SELECT {fences_postgresql.XID}")]  # the COMMIT asks for it anyway
         elif _is_found_by_key(target):  # and so by the same condition again
             rows = f"*, {fences_postgresql.XID} FROM {write.table} WHERE {write.condition}"
-            after = [Companion(f"SELECT {rows}", parameters)]
-        result, take = sending.run_with((before,), after)
+            after = [Companion(f"SELECT {rows}", before.parameters)]
+        try:
+            result, take = sending.run_with((before,), after)
+        except CompanionError as failure:
+            error = failure.__cause__
+            assert isinstance(error, Error)
+            if _is_fatal(connection, error):
+                raise error from error.__cause__
+            state.record({target.table}, note="rows that could not be read")
+            return sending.run()
     except BaseException:
         state.record({target.table}, note="a statement that failed")
         raise
@@ -172,7 +181,8 @@ def _run_at_once(target: Target, sending: Sending) -> Any:
         if sending.cursor.rowcount != len(known.rows):
             raise Untold(_OTHER_ROWS)
         if write.verb == "delete":
-            return _deleted(known, connection, fence=fences_postgresql.token_of(found[0].rows[0][0]))
+            fence = fences_postgresql.token_of(found[0].rows[0][0]) if found else ""
+            return _deleted(known, connection, fence=fence)
         if not known.rows:
             return _Told([])
         now = _after_of(target, known, connection, *found) if found else _read_after(target, known, connection)
@@ -180,6 +190,11 @@ def _run_at_once(target: Target, sending: Sending) -> Any:
 
     _record(target, state, changes)
     return result
+
+
+def _look_before(state: ConnectionState, target: Target) -> Companion:
+    _prove_told(state, target.write.table)
+    return Companion(_text_before(state.connection, target), target.condition_parameters or ())
 
 
 def _record(target: Target, state: ConnectionState, changes: Callable[[], _Told]) -> None:
@@ -238,13 +253,19 @@ def prove_plain(state: ConnectionState, table: str) -> None:
         raise Untold("a table with triggers, rules, partitions, row policies or the like")
 
 
-def _read_before(state: ConnectionState, target: Target) -> _Before:
+def _prove_told(state: ConnectionState, table: str) -> None:
+    """See prove_plain(). Also makes sure that row counts are those of the rows that were found."""
     connection = state.connection
     if connection.vendor == "mysql":
         flags = connection.settings_dict["OPTIONS"].get("client_flag", _FOUND_ROWS)
         if not flags & _FOUND_ROWS:
             raise Untold("a connection without CLIENT.FOUND_ROWS, whose row counts tell less")
-    prove_plain(state, target.write.table)
+    prove_plain(state, table)
+
+
+def _read_before(state: ConnectionState, target: Target) -> _Before:
+    connection = state.connection
+    _prove_told(state, target.write.table)
     return _before_of(
         target, connection, _select(connection, _text_before(connection, target), target.condition_parameters)
     )

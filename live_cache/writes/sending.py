@@ -1,9 +1,13 @@
 """
 A statement on its way to the database, alone or with others of ours in one round trip.
 
-psycopg sends what its cursors with client-side binding execute as a simple query, which may hold several statements.
-Their answers are results of one cursor, and whoever made the cursor finds it at the one of his own statement. Read in
-psycopg 3.3, the first version whose set_result() chooses among them, and in Django 5.2.19 and 6.1.3.
+psycopg sends what its cursors with client-side binding execute as a simple query, which may hold several statements; so
+does a connection to MySQL with MULTI_STATEMENTS, as mysqlclient makes it. Their answers are results of one cursor, and
+whoever made the cursor finds it at the one of his own statement. Read in psycopg 3.3, the first version whose
+set_result() chooses among them, mysqlclient 2.3, PyMySQL 1.2, and in Django 5.2.19 and 6.1.3.
+
+A server of MySQL runs no more of a text after the first statement that fails. What stood before it has happened, as if
+it had been sent by itself.
 """
 
 from __future__ import annotations
@@ -12,11 +16,22 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from django.db import Error, IntegrityError
+
 if TYPE_CHECKING:
     from live_cache.sql import Statement
     from live_cache.writes.transactions import ConnectionState
 
-__all__ = ["Answer", "Companion", "Sending", "can_begin_late", "names_of"]
+__all__ = [
+    "LOCKING_MODES",
+    "Answer",
+    "Companion",
+    "CompanionError",
+    "Sending",
+    "can_begin_late",
+    "is_sent_once",
+    "names_of",
+]
 
 
 class Companion(NamedTuple):
@@ -33,7 +48,16 @@ class Answer(NamedTuple):
     rows: list[Sequence[Any]]
 
 
+class CompanionError(Exception):
+    """A companion has failed, and the statement of the user was not run. The error, as Django has it, is __cause__."""
+
+
 _BEGIN: Final = Companion("BEGIN")
+_NOTHING: Final = Companion("DO 0")
+_MYSQL_BACKENDS: Final = frozenset({"django.db.backends.mysql.base", "django.contrib.gis.db.backends.mysql.base"})
+_MULTI_STATEMENTS: Final = 1 << 16
+LOCKING_MODES: Final = frozenset({"IMMEDIATE", "EXCLUSIVE"})
+"""Modes of BEGIN in which SQLite takes the write lock at once."""
 _NO_PIPELINE: Final = 0
 """In a pipeline each message holds one statement."""
 
@@ -81,20 +105,20 @@ class Sending:
     @property
     def takes_companions(self) -> bool:
         """Whether it can be sent with others, and nobody but the database would see them."""
+        connection = self.state.connection
         driver = self.cursor.cursor
         return (
-            self.state.connection.vendor == "postgresql"
+            connection.vendor in _TAKE_SEVERAL
             and not self._many
             # Neither other execute wrappers nor the query log show what stands in no text of the user. A method of the
             # driver that only passes the guard takes no text from here.
             and getattr(self._execute, "__self__", None) is self.cursor
-            and not self.state.connection.queries_logged
-            and hasattr(driver, "set_result")
-            and hasattr(driver, "mogrify")  # of cursors that bind on the client's side
-            and driver.connection.pgconn.pipeline_status == _NO_PIPELINE
+            and not connection.queries_logged
+            and _TAKE_SEVERAL[connection.vendor](connection, driver)
             and type(self.sql) is str
             and ";" not in self.sql
             and "--" not in self.sql
+            and (connection.vendor == "postgresql" or ("#" not in self.sql and "/*" not in self.sql))
             and (self.parameters is None or type(self.parameters) in (tuple, list))
             and (self.parameters is not None or "%" not in self.sql)
         )
@@ -108,12 +132,19 @@ class Sending:
         Returns:
             What Django's cursor returns, and a function that takes the answer to each companion. It raises whatever the
             driver raises of a value that Python does not have; call it before anybody takes rows of the statement.
+
+        Raises:
+            CompanionError: On MySQL.
         """
+        is_mysql = self.state.connection.vendor == "mysql"
+        begin: tuple[Companion, ...] = ()
         if self.state.is_begin_due:
             self.state.is_begin_due = False
-            begin: tuple[Companion, ...] = (_BEGIN,)
-        else:
-            begin = ()
+            self.state.is_begun_alone = is_mysql
+            begin = (_BEGIN,)
+        elif is_mysql and before:
+            # What execute() itself raises must not be a matter of the rows that a companion reads.
+            begin = (_NOTHING,)
         first = [*begin, *before]
         texts = [*(one.sql for one in first), self.sql, *(one.sql for one in after)]
         parameters = self.parameters
@@ -126,6 +157,8 @@ class Sending:
         result = self._execute("; ".join(texts), parameters, False, self._context)
         driver = self.cursor.cursor
         own = len(first)
+        if is_mysql:
+            return self._take_in_turn(len(begin), own, len(texts))
         driver.set_result(own)
 
         def take() -> list[Answer]:
@@ -139,6 +172,88 @@ class Sending:
             return answers
 
         return result, take
+
+    def _take_in_turn(self, begun: int, own: int, end: int) -> tuple[Any, Callable[[], list[Answer]]]:
+        """Do what run_with() does after it has sent everything, with a cursor of MySQL, which goes forward only."""
+        django: Any = self.cursor.cursor
+        driver: Any = django.cursor
+        answers: list[Answer] = []
+        unreadable: list[Exception] = []
+        for number in range(1, own + 1):
+            try:
+                with self.state.connection.wrap_database_errors:
+                    _next(django, driver)
+                if begun <= number < own:
+                    answers.append(Answer(names_of(driver), list(driver.fetchall())))
+            except Error as error:
+                if number < own:
+                    raise CompanionError from error
+                raise
+            except Exception as error:  # whatever a converter of values raises: the statement has run nevertheless
+                if number == own:
+                    raise
+                unreadable.append(error)
+        result = driver.rowcount
+        # Plain attributes, which the drivers set anew for each result.
+        shown = dict(vars(driver))
+
+        def take() -> list[Answer]:
+            # To the end in any case: nothing else can be sent before.
+            for _ in range(own + 1, end):
+                try:
+                    _next(django, driver)
+                    answers.append(Answer(names_of(driver), list(driver.fetchall())))
+                except Exception as error:
+                    unreadable.append(error)
+            vars(driver).update(shown)
+            if unreadable:
+                raise unreadable[0]
+            return answers
+
+        return result, take
+
+
+def _next(django: Any, driver: Any) -> None:
+    """Go to the next result, with errors as Django's cursor for MySQL raises them."""
+    try:
+        if not driver.nextset():
+            raise RuntimeError("The database has answered fewer statements than it was sent.")
+    except Exception as error:  # OperationalError, of whichever driver it is
+        if error.args and error.args[0] in django.codes_for_integrityerror:
+            raise IntegrityError(*error.args) from error
+        raise
+
+
+def _takes_psycopg(connection: Any, driver: Any) -> bool:
+    return (
+        hasattr(driver, "set_result")
+        and hasattr(driver, "mogrify")  # of cursors that bind on the client's side
+        and driver.connection.pgconn.pipeline_status == _NO_PIPELINE
+    )
+
+
+def _takes_mysql(connection: Any, driver: Any) -> bool:
+    if not is_sent_once(connection):
+        return False
+    flags = getattr(connection.connection, "client_flag", None)
+    if isinstance(flags, int):  # PyMySQL
+        return bool(flags & _MULTI_STATEMENTS)
+    return type(connection.connection).__module__ == "MySQLdb.connections" and bool(
+        connection.settings_dict["OPTIONS"].get("multi_statements", True)
+    )
+
+
+_TAKE_SEVERAL: Final[dict[str, Callable[[Any, Any], bool]]] = {"postgresql": _takes_psycopg, "mysql": _takes_mysql}
+
+
+def is_sent_once(connection: Any) -> bool:
+    """
+    Return whether nobody but Django sends statements to MySQL, each once.
+
+    A deadlock ends a transaction. Whoever sent the statement again would be in autocommit mode after a BEGIN, and so
+    commit before the intent stands; with autocommit off, a transaction begins by itself.
+    """
+    return len(connection.execute_wrappers) == 1 and type(connection).__module__ in _MYSQL_BACKENDS
 
 
 def can_begin_late(driver: Any) -> bool:

@@ -28,6 +28,7 @@ from live_cache.testcases import is_between_blocks, is_in_testcase, note_commit,
 from live_cache.writes import hooks, raw_cursor
 from live_cache.writes.engines import tables_without_rollback
 from live_cache.writes.pending import Pending, Ticks
+from live_cache.writes.sending import LOCKING_MODES, is_sent_once
 from live_cache.writes.session_changes import SessionChanges
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ logger = logging.getLogger("live_cache.writes")
 T = TypeVar("T")
 
 _STATE = "_live_cache_state"
-_MYSQL_BACKENDS = frozenset({"django.db.backends.mysql.base", "django.contrib.gis.db.backends.mysql.base"})
 _NOTHING = Ticks()
 
 # Replaced as a whole under the lock, so that readers need none.
@@ -345,6 +345,7 @@ class ConnectionState:
         except BaseException:  # no "finally", at the beginning of which an interrupt may come
             self._is_own_begin = False
             raise
+        self.has_sqlite_lock = getattr(self.connection, "transaction_mode", None) in LOCKING_MODES
         return result
 
     def begin_now(self, *, is_alone: bool = False) -> None:
@@ -361,7 +362,7 @@ class ConnectionState:
         with connection.wrap_database_errors:
             if connection.vendor == "postgresql":
                 self.driver.execute("BEGIN")
-            elif is_alone and _is_sent_once(connection):
+            elif is_alone and is_sent_once(connection):
                 self.driver.begin()
                 self.is_begun_alone = True
             else:
@@ -532,16 +533,6 @@ class ConnectionState:
             return self.connection.is_usable()
         except Exception:  # is_usable() of a lost connection may itself fail, in the driver's own ways
             return False
-
-
-def _is_sent_once(connection: Any) -> bool:
-    """
-    Return whether nobody but Django sends statements to MySQL, each once.
-
-    A deadlock ends a transaction. Whoever sent the statement again would be in autocommit mode after a BEGIN, and so
-    commit before the intent stands; with autocommit off, a transaction begins by itself.
-    """
-    return len(connection.execute_wrappers) == 1 and type(connection).__module__ in _MYSQL_BACKENDS
 
 
 def _is_watched(ledger: Ledger, clock: str) -> bool:
