@@ -5,8 +5,8 @@ A program of its own, since the process of a run forks its workers and can have 
 
     python -m benchmarks.project.link HOST PORT
 
-It prints the port of 127.0.0.1 that leads there, and takes one line per command from its standard input, at whose end
-it ends.
+It prints the port of 127.0.0.1 that leads there, and takes one line per command from its standard input, which it
+answers with an empty one when it has obeyed. It ends with its input.
 """
 
 from __future__ import annotations
@@ -64,8 +64,10 @@ class Link:
 
     def _command(self, line: str) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
+        self._process.stdout.readline()  # it has obeyed
 
 
 class _End(asyncio.Protocol):
@@ -168,6 +170,7 @@ async def _serve(host: str, port: int) -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
     while line := await commands.readline():
         relay.obey(line.decode().strip())
+        print(flush=True)
 
 
 if __name__ == "__main__":
