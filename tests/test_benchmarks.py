@@ -38,6 +38,8 @@ from tests import server_programs
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ("watched", "unwatched")
+_SECONDS = ("3", "20")
+"""How long a history runs that must show something: the second time where the machine was too busy."""
 
 
 def _run(program: str, *arguments: str, status: int = 0, **environment: str) -> list[dict[str, Any]]:
@@ -99,12 +101,12 @@ def test_history(fault: str) -> None:
 )
 def test_history_of_a_failing_redis(fault: str, location: str, redis_url: str) -> None:
     """A few seconds with a Redis that is frozen, full, cut off, emptied, lost to a replica or resharded: none stale."""
-    seconds = "6" if fault == "failover" else "3"  # a failover alone takes two
-    (ours,) = _run("history", "--seconds", seconds, "--fault", fault, "--location", location)
-    assert ours["reads"] > ours["hits"] > 0
-    assert ours["commits"] > 0
-    assert ours["faults"] > 0
-    assert ours["stale_reads"] == ours["wrong_keys"] == ours["errors"] == 0
+    for seconds in _SECONDS:
+        (ours,) = _run("history", "--seconds", seconds, "--fault", fault, "--location", location)
+        assert ours["stale_reads"] == ours["wrong_keys"] == ours["errors"] == 0
+        if ours["reads"] > ours["hits"] > 0 and ours["commits"] > 0 and ours["faults"] > 0:
+            return
+    pytest.fail(f"Nothing happened: {ours}")
 
 
 @pytest.mark.parametrize(("program", "arguments"), [("bursts", ["--bursts", "3"]), ("history", ["--seconds", "1"])])
@@ -206,10 +208,13 @@ _BREAKS = {
 def test_a_broken_rule_is_found_out_by_its_fault(fault: str, tmp_path: Path) -> None:
     """Stamps after the SELECT, epochs that nobody looks at, and snapshots that fill: reads are stale or keys wrong."""
     (tmp_path / "sitecustomize.py").write_text(_BREAKS[fault])
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    arguments = ["--seconds", "4", "--fault", fault, "--location", "memory+disk"]
-    (ours,) = _run("history", *arguments, status=1, PYTHONPATH=path)
-    assert ours["stale_reads"] + ours["wrong_keys"] > 0
+    for seconds in _SECONDS:
+        arguments = ["--seconds", seconds, "--fault", fault, "--location", "memory+disk"]
+        (ours,), status = _end("history", *arguments, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+        assert status == bool(ours["stale_reads"] + ours["wrong_keys"])
+        if status:
+            return
+    pytest.fail(f"Nothing was found: {ours}")
 
 
 def test_a_commit_that_raises_is_an_error(tmp_path: Path) -> None:
@@ -221,13 +226,16 @@ def test_a_commit_that_raises_is_an_error(tmp_path: Path) -> None:
         "commit = BaseDatabaseWrapper._commit\n"
         "def commit_and_raise(self):\n"
         "    commit(self)\n"
-        "    if 'benchmarks.project.writing' in sys.modules and random.random() < 0.2:\n"
+        "    if 'benchmarks.project.writing' in sys.modules and random.random() < 0.5:\n"
         "        raise OperationalError('Too late.')\n"
         "BaseDatabaseWrapper._commit = commit_and_raise\n"
     )
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    (ours,) = _run("history", "--seconds", "2", "--location", "memory+disk", status=1, PYTHONPATH=path)
-    assert ours["errors"] > 0
+    for seconds in _SECONDS:
+        arguments = ["--seconds", seconds, "--location", "memory+disk"]
+        (ours,), status = _end("history", *arguments, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+        assert status == bool(ours["errors"])
+        if status:
+            break
     assert any("was committed and raised" in sample for sample in ours["samples"])
 
 
