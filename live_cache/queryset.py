@@ -58,6 +58,7 @@ class LiveOptions:
     using_cache: str
     mode: str
     page_size: int | None
+    empty_timeout_s: float | Any | None = _UNSET
     timeout_jitter: float = 0.0
     leniency: Leniency | None = None
     is_refresh: bool = False
@@ -92,6 +93,7 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
         stale_while_revalidate: float | None = None,
         stale_if_error: float | None = None,
         timeout_jitter: float = 0.0,
+        empty_timeout: float | None = _UNSET,
     ) -> Self:
         """
         Return a live clone: its results are cached, and dropped by every write that could change them.
@@ -113,6 +115,8 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
                 error. None: never stale, the error is raised.
             timeout_jitter: Share of the timeout, from 0 to 1, of which a part by chance is taken off, so that entries
                 that were stored together do not expire together.
+            empty_timeout: The timeout of a result that shows no row, such as that of a name which nobody has: no rows,
+                a count() of 0, exists() that is False. 0: it is not stored. The default is the timeout of the others.
 
         Raises:
             InvalidKeyError: The cache key is empty, too long, or has empty segments.
@@ -134,7 +138,9 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
             leniency = None
         get_assembly(using_cache)
         clone = self._chain()
-        clone._live = LiveOptions(cache_key, timeout, using_cache, mode, page_size, timeout_jitter, leniency)
+        clone._live = LiveOptions(
+            cache_key, timeout, using_cache, mode, page_size, empty_timeout, timeout_jitter, leniency
+        )
         return clone
 
     @property
@@ -422,14 +428,17 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
         assert options is not None
         assembly = get_assembly(options.using_cache)
         timeout_s = assembly.timeout_s if options.timeout_s is _UNSET else options.timeout_s
-        if options.timeout_jitter and timeout_s is not None:
-            timeout_s *= 1 - options.timeout_jitter * chance.random()
+        empty_timeout_s = timeout_s if options.empty_timeout_s is _UNSET else options.empty_timeout_s
+        if options.timeout_jitter:
+            kept = 1 - options.timeout_jitter * chance.random()
+            timeout_s, empty_timeout_s = (None if s is None else s * kept for s in (timeout_s, empty_timeout_s))
         result = reader.read(
             assembly,
             plan,
             connections[self.db],
             fetch,
             timeout_s=timeout_s,
+            empty_timeout_s=empty_timeout_s,
             is_refresh=options.is_refresh,
             is_bounded=options.mode == "bounded",
             leniency=options.leniency,
@@ -482,6 +491,7 @@ class LiveManager(models.Manager.from_queryset(LiveQuerySet), Generic[M]):  # ty
             stale_while_revalidate: float | None = ...,
             stale_if_error: float | None = ...,
             timeout_jitter: float = ...,
+            empty_timeout: float | None = ...,
         ) -> LiveQuerySet[M]: ...
 
 
@@ -497,6 +507,7 @@ def live(
     stale_while_revalidate: float | None = None,
     stale_if_error: float | None = None,
     timeout_jitter: float = 0.0,
+    empty_timeout: float | None = _UNSET,
 ) -> LiveQuerySet[M]:
     """
     Return *queryset* live, for models whose manager is not a LiveManager. Options: see LiveQuerySet.live().
@@ -520,6 +531,7 @@ def live(
         stale_while_revalidate=stale_while_revalidate,
         stale_if_error=stale_if_error,
         timeout_jitter=timeout_jitter,
+        empty_timeout=empty_timeout,
     )
 
 

@@ -76,6 +76,7 @@ def read(
     fetch: Callable[[], Rows],
     *,
     timeout_s: float | None,
+    empty_timeout_s: float | None,
     is_refresh: bool = False,
     is_bounded: bool = False,
     leniency: Leniency | None = None,
@@ -88,6 +89,7 @@ def read(
     Args:
         fetch: Runs the SELECT and returns its rows.
         timeout_s: Time to live of a new entry, in seconds. None never expires.
+        empty_timeout_s: The same of one that shows no row.
         is_refresh: Fetch anew, whatever the tiers hold, and store.
         is_bounded: Whether an entry of the nearest tier may be served that was fresh LIVE_CACHE_MAX_LAG_MS ago.
         leniency: What the queryset allows besides rows that are never stale. None: nothing.
@@ -100,7 +102,8 @@ def read(
     if reason:
         assembly.metrics.count("bypasses.transaction")
         return fetch_plainly(assembly, fetch, reason, plan=plan, started=started)
-    read = _Read(assembly, plan, connection, state, fetch, timeout_s, is_refresh, is_bounded, leniency, started)
+    timeouts_s = timeout_s, empty_timeout_s
+    read = _Read(assembly, plan, connection, state, fetch, timeouts_s, is_refresh, is_bounded, leniency, started)
     with assembly.flights.turn(plan.entry_key) as turn:
         return read.run(turn)
 
@@ -114,7 +117,8 @@ class _Read:
     connection: BaseDatabaseWrapper
     state: ConnectionState
     fetch: Callable[[], Rows]
-    timeout_s: float | None
+    timeouts_s: tuple[float | None, float | None]
+    """Of an entry with rows, and of one without."""
     is_refresh: bool
     is_bounded: bool
     leniency: Leniency | None
@@ -182,6 +186,9 @@ class _Read:
         if is_early:
             self._count_miss(miss, turn)
         assembly.metrics.count("fetches")
+        is_empty = shows_nothing(plan, rows)
+        if is_empty:
+            assembly.metrics.count("empty_fetches")
         fetched_at_ns = time.time_ns()
         reason_after = reason_to_fill_not(connection, self.state)
         if is_behind:
@@ -189,7 +196,8 @@ class _Read:
             reason_after = f"the replica {connection.alias!r} may be behind its primary"
         if is_proven and not reason_after:
             kept_s = 0.0 if self.leniency is None else self.leniency.kept_s
-            is_stored = _store(assembly, plan, readings, rows, fetched_at_ns, self.timeout_s, turn, kept_s)
+            timeout_s = self.timeouts_s[is_empty]
+            is_stored = _store(assembly, plan, readings, rows, fetched_at_ns, timeout_s, turn, kept_s)
             assembly.flights.note(plan.entry_key, took_s, is_stored=is_stored)
             if self.leniency is not None:
                 assembly.sightings.note(plan.entry_key, fetched_at_ns, looked_s)
@@ -211,7 +219,7 @@ class _Read:
         transaction that has written: it may hold locks that others wait for.
         """
         return (
-            (self.timeout_s is None or self.timeout_s > 0)
+            any(timeout_s is None or timeout_s > 0 for timeout_s in self.timeouts_s)
             and not search.is_held
             and not self.state.has_writes
             and (self.connection.connection is None or not reason_to_fill_not(self.connection, self.state))
@@ -357,6 +365,11 @@ def _fetch(state: ConnectionState, plan: Plan, fetch: Callable[[], Rows]) -> tup
     if unknown:
         logger.error("%r reads %s, which its plan does not know; not stored.", plan.cache_key, sorted(unknown))
     return rows, not unknown
+
+
+def shows_nothing(plan: Plan, rows: Rows) -> bool:
+    """Return whether a result is a negative one: no rows, a count of 0, or exists() that is False."""
+    return not rows or (plan.purpose in ("count", "exists") and not rows[0][0])
 
 
 def _store(

@@ -275,7 +275,9 @@ def judge_entry(
     reader = LinkReader(
         assembly,
         connection,
-        read=lambda of, fetch: read(assembly, of, connection, fetch, timeout_s=assembly.timeout_s),
+        read=lambda of, fetch: read(
+            assembly, of, connection, fetch, timeout_s=assembly.timeout_s, empty_timeout_s=assembly.timeout_s
+        ),
     )
     return judge(
         header.stamps,

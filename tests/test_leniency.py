@@ -294,6 +294,37 @@ def test_row_that_is_not_there_is_cached_until_it_comes(alias: str, book: Book, 
     assert live(authors.all()).get(pk=missing).name == "Late"
 
 
+NEGATIVE: dict[str, Callable[[Any], Any]] = {
+    "rows": lambda authors: list(authors.filter(name="nobody")),
+    "first": lambda authors: authors.filter(name="nobody").order_by("pk").first(),
+    "count": lambda authors: authors.filter(name="nobody").count(),
+    "exists": lambda authors: authors.filter(name="nobody").exists(),
+}
+
+
+@pytest.mark.parametrize("shape", NEGATIVE)
+def test_results_without_rows_have_a_timeout_of_their_own(alias: str, book: Book, cache: str, shape: str) -> None:
+    """Zero keeps none of them; the rows that come are kept as ever."""
+    wait_for_hits(lambda: titles(alias))
+    authors = Author.objects.using(alias)
+
+    def hits(**options: Any) -> list[bool]:
+        with recording() as records:
+            for _ in range(2):
+                NEGATIVE[shape](live(authors.all(), **options))
+        return [record.is_hit for record in records]
+
+    before = get_assembly().metrics.snapshot().get("empty_fetches", 0)
+    assert hits(empty_timeout=0) == [False, False]
+    assert get_assembly().metrics.snapshot()["empty_fetches"] == before + 2
+    assert hits(timeout=100, empty_timeout=5) == [False, True]
+    stored = [get_assembly().store.get_with_expiry(key) for key in get_assembly().store.keys("live/testapp.author")]
+    assert [one.expires_in_s <= 5 for one in stored if isinstance(one, StoredValue) and one.expires_in_s] == [True]
+    authors.create(name="nobody")
+    assert hits(empty_timeout=0) == [False, True]
+    assert get_assembly().metrics.snapshot()["empty_fetches"] == before + 3
+
+
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
     "options",
