@@ -409,7 +409,10 @@ def cluster_url() -> Iterator[str]:
 @pytest.fixture
 def over_cluster(cluster_url: str, settings: Any, tmp_path: Path) -> str:
     """Memory in front of the cluster."""
-    settings.CACHES = caches_of("memory+redis", tmp_path, cluster_url)
+    caches = caches_of("memory+redis", tmp_path, cluster_url)
+    # The tests share the cluster, which hears of nothing that is written between them.
+    caches["default"]["KEY_PREFIX"] = tmp_path.name
+    settings.CACHES = caches
     return "memory+redis"
 
 
