@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from typing import Any, Final
 
 from django.core.exceptions import MultipleObjectsReturned, ObjectDoesNotExist
-from django.db import models
+from django.db import DEFAULT_DB_ALIAS, models
 from django.db.models import (
     Avg,
     Case,
@@ -322,7 +322,9 @@ def _build(spec: Spec, alias: str, *, is_live: bool) -> Any:
     if is_live and spec.is_live_first:
         queryset = live(queryset, spec.cache_key)
     for step in spec.steps:
-        queryset = _apply(queryset, step, _model(spec), alias)
+        # What a generic foreign key refers to is read from the default database by Django, wherever the rows are.
+        if step != ("prefetch", "target") or alias == DEFAULT_DB_ALIAS:
+            queryset = _apply(queryset, step, _model(spec), alias)
     if is_live and not spec.is_live_first:
         queryset = live(queryset, spec.cache_key)
     return queryset
