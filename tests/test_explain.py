@@ -106,6 +106,10 @@ def move_in(books: list[Book]) -> None:
     Book.objects.filter(pk=books[3].pk).update(price=Decimal(5))
 
 
+def move_out(books: list[Book]) -> None:
+    Book.objects.filter(pk=books[2].pk).update(price=Decimal(95))
+
+
 def bulk(books: list[Book]) -> None:
     author = books[0].author
     Book.objects.bulk_create([Book(title=f"Bulk {n}", author=author, price=Decimal(2)) for n in range(MAX_ROWS + 1)])
@@ -131,9 +135,10 @@ Expectation = Callable[[list[Book]], DroppedBy]
 WRITES: dict[str, tuple[Callable[[list[Book]], None], Expectation]] = {
     "update": (update, lambda books: DroppedBy("row", TABLE, "update", ("title",), (books[0].pk,))),
     "save": (save, lambda books: DroppedBy("row", TABLE, "update", ("price",), (books[1].pk,))),
-    "delete": (delete, lambda books: DroppedBy("bucket", TABLE, "delete", None, (books[2].pk,))),
+    "delete": (delete, lambda books: DroppedBy("row", TABLE, "delete", None, (books[2].pk,))),
     "insert": (insert, lambda books: DroppedBy("bucket", TABLE, "insert", None, (4711,))),
     "move in": (move_in, lambda books: DroppedBy("bucket", TABLE, "update", ("price",), (books[3].pk,))),
+    "move out": (move_out, lambda books: DroppedBy("row", TABLE, "update", ("price",), (books[2].pk,))),
     "several": (several, lambda books: DroppedBy("row", TABLE, "update", ("title",), (books[1].pk,))),
     "bulk": (bulk, lambda books: DroppedBy("table", TABLE, note=f"more than {MAX_ROWS} rows")),
     "raw": (raw, lambda books: DroppedBy("table", TABLE, note="a statement")),

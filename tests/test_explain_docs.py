@@ -75,7 +75,7 @@ def test_the_command_prints_what_the_method_returns(shelf: None) -> None:
     assert 0 < time.time_ns() - dropped_by.pop("at_ns") < 60e9
     assert 0 <= dropped_by.pop("age_s") < 60
     assert dropped_by == {
-        "reason": "bucket",
+        "reason": "row",
         "table": "testapp_book",
         "kind": "update",
         "columns": ["price"],

@@ -91,7 +91,7 @@ class Scope:
                 were empty, and the link is wanted of *links*. None: links say nothing.
 
         Returns:
-            "row": the row is shown. "bucket": it fulfils the conditions, before or after. "table": there are none.
+            "row": the row was shown. "bucket": it fulfils the conditions, before or after. "table": there are none.
         """
         uses = self.uses.get(table)
         if uses is None:
@@ -278,8 +278,9 @@ class Scope:
             is_in = is_in and not is_unmoved
             if not is_in:
                 return ""
-        is_beyond = self._is_beyond(change, view, was_in=was_in, is_in=is_in, is_same_set=is_unmoved)
-        return "" if is_beyond else None
+        if self._is_beyond(change, view, was_in=was_in, is_in=is_in, is_same_set=is_unmoved):
+            return ""
+        return "row" if self._is_shown(use, change, view) else None
 
     def _was_absent(self, use: Use, change: RowChange, view: View) -> bool:
         """Return whether the row was surely not in the result: it would be shown if it was, and it is not."""
