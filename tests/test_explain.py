@@ -115,6 +115,11 @@ def bulk(books: list[Book]) -> None:
     Book.objects.bulk_create([Book(title=f"Bulk {n}", author=author, price=Decimal(2)) for n in range(MAX_ROWS + 1)])
 
 
+def upsert(books: list[Book]) -> None:
+    again = Book(pk=books[0].pk, title="Again", author=books[0].author, price=Decimal(2))
+    Book.objects.bulk_create([again], update_conflicts=True, unique_fields=["pk"], update_fields=["price"])
+
+
 def several(books: list[Book]) -> None:
     with transaction.atomic():
         Book.objects.filter(pk=books[3].pk).update(title="Still dear")
@@ -141,6 +146,7 @@ WRITES: dict[str, tuple[Callable[[list[Book]], None], Expectation]] = {
     "move out": (move_out, lambda books: DroppedBy("row", TABLE, "update", ("price",), (books[2].pk,))),
     "several": (several, lambda books: DroppedBy("row", TABLE, "update", ("title",), (books[1].pk,))),
     "bulk": (bulk, lambda books: DroppedBy("table", TABLE, note=f"more than {MAX_ROWS} rows")),
+    "upsert": (upsert, lambda books: DroppedBy("table", TABLE, note="an INSERT that may meet conflicts")),
     "raw": (raw, lambda books: DroppedBy("table", TABLE, note="a statement")),
     "invalidate": (lambda books: discard(invalidate(Book)), lambda books: DroppedBy("table", TABLE, note="invalidate")),
     "later": (invalidate_later, lambda books: DroppedBy("table", TABLE, note="invalidate(testapp.Book)")),

@@ -167,9 +167,12 @@ def _run_in_transaction(
     statement = sending.statement
     note = sending.note
     if not note and not is_everything and statement.kind is StatementKind.WRITE:
-        if state.insertion is not None and state.insertion.takes(sending.sql, statement.written):
-            return state.insertion.send(sending)
-        if any(map(state.wants_rows, statement.written)):
+        insertion = state.insertion
+        if insertion is not None and insertion.takes(sending.sql, statement.written):
+            if not insertion.untold:
+                return insertion.send(sending)
+            note = insertion.untold
+        elif any(map(state.wants_rows, statement.written)):
             try:
                 target = target_of(statement, sending.sql, sending.parameters, connection=state.connection)
                 if target.table in cascaded:

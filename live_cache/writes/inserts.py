@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from django.db import connections
 from django.db.models.constants import OnConflict
@@ -24,6 +24,7 @@ from live_cache.sql import normalize_table
 from live_cache.tables import models_of_tables
 from live_cache.writes.images import image_of, is_in_images, key_columns
 from live_cache.writes.own_transaction import OwnTransaction
+from live_cache.writes.pending import NOTE_MANY
 from live_cache.writes.rows import Untold, attempt, prove_plain
 from live_cache.writes.sending import Companion, Sending
 
@@ -34,19 +35,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Insertion", "telling"]
 
+T = TypeVar("T")
+
 
 class Insertion:
-    """One INSERT that a compiler is sending."""
+    """
+    One INSERT that a compiler is sending.
 
-    def __init__(self, table: str) -> None:
+    Args:
+        untold: Why the compiler cannot tell its rows; empty if it will.
+    """
+
+    def __init__(self, table: str, untold: str = "") -> None:
         self.table = table
+        self.untold = untold
         self.is_sent = False
-        """Whether the guard has met the statement and left its rows to the compiler."""
+        """Whether the guard has met the statement."""
         self.fence = ""
         """Of the transaction, if it came with the rows; see ledger.fences."""
 
     def takes(self, sql: object, tables: frozenset[str]) -> bool:
-        """Return whether *sql*, which writes *tables*, is this INSERT, so that its rows are told by the compiler."""
+        """Return whether *sql*, which writes *tables*, is this INSERT. It is once."""
         # What pre_save() of a field sends comes first: should that be an INSERT too, the second is told by table.
         if self.is_sent or tables != {self.table} or type(sql) is not str or not sql.startswith("INSERT"):
             return False
@@ -85,14 +94,17 @@ class _Telling:
         is_partial = (
             query.on_conflict is OnConflict.IGNORE and not returning_fields and self._tells_what_it_ignores(model)
         )
-        if (
-            (query.on_conflict is not None and not is_partial)
-            or not 0 < len(query.objs) <= MAX_ROWS
-            or not connection.features.can_return_rows_from_bulk_insert
-            or models_of_tables().get(table) != (model,)
-            or not state.may_want_rows(table)
-        ):
+        if not query.objs or models_of_tables().get(table) != (model,) or not state.may_want_rows(table):
             return insert(returning_fields)
+        untold = ""
+        if query.on_conflict is not None and not is_partial:
+            untold = "an INSERT that may meet conflicts"
+        elif len(query.objs) > MAX_ROWS:
+            untold = NOTE_MANY
+        elif not connection.features.can_return_rows_from_bulk_insert:
+            untold = "an INSERT on a database that returns no rows"
+        if untold:
+            return _run(state, Insertion(table, untold), lambda: insert(returning_fields))
         # In autocommit mode the rows have to be noted before the COMMIT.
         own = not connection.in_atomic_block
         if own:
@@ -124,6 +136,19 @@ class _Telling:
         return bool(fields) and not cast("Any", self).get_converters(columns)
 
 
+def _run(state: ConnectionState, insertion: Insertion, insert: Callable[[], T]) -> T:
+    """Return what *insert* returns; the guard knows the statement that it sends for *insertion*."""
+    outer = state.insertion
+    try:
+        state.insertion = insertion
+        result = insert()
+        state.insertion = outer
+    except BaseException:  # no "finally", at the beginning of which an interrupt may come
+        state.insertion = outer
+        raise
+    return result
+
+
 def _insert(
     state: ConnectionState,
     insert: Callable[[Any], list[Any]],
@@ -140,10 +165,8 @@ def _insert(
     """
     fields = [*asked, *(field for field in _fields_of(model) if field not in asked)]
     insertion = Insertion(table)
-    outer = state.insertion
     try:
-        state.insertion = insertion
-        rows = insert(fields)
+        rows = _run(state, insertion, lambda: insert(fields))
         if insertion.is_sent:
             if objects is None:
                 state.record_rows(table, [_change(model, fields, None, row) for row in rows if row is not None])
@@ -155,9 +178,7 @@ def _insert(
                     [_change(model, fields, obj, row) for obj, row in zip(objects, rows, strict=True)],
                     fence=insertion.fence,
                 )
-        state.insertion = outer
-    except BaseException:  # no "finally", at the beginning of which an interrupt may come
-        state.insertion = outer
+    except BaseException:
         if insertion.is_sent:
             state.record({table}, note="a statement that failed")
         raise

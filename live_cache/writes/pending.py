@@ -10,12 +10,12 @@ from live_cache.changes import MAX_ROWS, RowChange, encode_record
 from live_cache.exceptions import UncachableValueError
 from live_cache.ledger.clocks import MAX_RECORD_BYTES, ROWS_SLOT, TABLE_SLOT
 
-__all__ = ["Pending", "Ticks"]
+__all__ = ["NOTE_MANY", "Pending", "Ticks"]
 
 _NOTE_EVERYTHING: Final = "a statement that may write any table"
 _ROWS: Final = frozenset((ROWS_SLOT,))
 _TABLE: Final = frozenset((TABLE_SLOT,))
-_NOTE_MANY: Final = f"more than {MAX_ROWS} rows"
+NOTE_MANY: Final = f"more than {MAX_ROWS} rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Pending:
         rows = self._rows.setdefault(table, [])
         rows += changes
         if len(rows) > MAX_ROWS:
-            self.add_tables((table,), is_everything=False, note=_NOTE_MANY)
+            self.add_tables((table,), is_everything=False, note=NOTE_MANY)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -118,7 +118,7 @@ class Pending:
             if not self.is_everything and len(named) == 1 and table in self._rows:
                 record = _record_of(self._rows[table])
             slot = _ROWS if record else _TABLE
-            if not record and (note := _NOTE_EVERYTHING if self.is_everything else self._notes.get(table, _NOTE_MANY)):
+            if not record and (note := _NOTE_EVERYTHING if self.is_everything else self._notes.get(table, NOTE_MANY)):
                 record = encode_record(None, note=note)
             for clock in named:
                 slots[clock] = slot
