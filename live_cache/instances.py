@@ -66,9 +66,11 @@ def build(queryset: Any, layout: Layout, rows: Sequence[tuple[Any, ...]]) -> lis
         rows: Tuples of Python values in the order of the layout's SELECT.
     """
     if queryset._iterable_class is ModelIterable:
-        if _is_plain_read(queryset, layout) and _is_plain_model(layout.klass_info["model"]):
+        model = layout.klass_info["model"]
+        is_plain = _is_plain_model(model) and _are_free(model, layout.annotation_col_map or ())
+        if is_plain and _is_plain_read(queryset, layout):
             return _build_plain(queryset, layout, rows)
-        if is_on_loop() and not _are_plain(layout.klass_info):
+        if is_on_loop() and not (is_plain and _are_plain(layout.klass_info)):
             leave_loop()  # what a project does in from_db(), __init__() or a receiver may wait for anything
     elif queryset._iterable_class is FlatValuesListIterable:
         return [row[0] for row in rows]
@@ -87,6 +89,11 @@ def _is_plain_read(queryset: Any, layout: Layout) -> bool:
         return False
     fetch_mode = getattr(queryset, "_fetch_mode", None)  # since Django 6.1
     return fetch_mode is None or not fetch_mode.track_peers
+
+
+def _are_free(model: type[models.Model], names: Iterable[str]) -> bool:
+    """Return whether *model* has no attributes of these *names*: setting that of a property does what it likes."""
+    return not any(name in vars(base) for name in names for base in model.__mro__)
 
 
 def _build_plain(queryset: Any, layout: Layout, rows: Iterable[tuple[Any, ...]]) -> list[Any]:

@@ -8,9 +8,9 @@ A LiveQuerySet behaves as any QuerySet until live() gives it options; its clones
 from __future__ import annotations
 
 import datetime
+import enum
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar, cast
@@ -44,7 +44,14 @@ __all__ = ["LiveManager", "LiveOptions", "LiveQuerySet", "live"]
 
 M = TypeVar("M", bound=models.Model)
 
-_UNSET: Final[Any] = object()
+
+class _Unset(enum.Enum):
+    """What an option is that was not given: a member, which is the same object in a copy or pickle of a queryset."""
+
+    UNSET = "unset"
+
+
+_UNSET: Final[Any] = _Unset.UNSET
 _MODES: Final = ("strict", "bounded")
 _NO_LENIENCY: Final = Leniency()
 
@@ -137,7 +144,7 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
         if leniency == _NO_LENIENCY:
             leniency = None
         get_assembly(using_cache)
-        clone = self._chain()
+        clone: Self = _duplicate(self)
         clone._live = LiveOptions(
             cache_key, timeout, using_cache, mode, page_size, empty_timeout, timeout_jitter, leniency
         )
@@ -178,7 +185,7 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
     def fresh(self) -> Self:
         """Return a live clone that fetches from the database whatever is cached, and stores what it fetched."""
         options = self._require_options("fresh()")
-        clone = self._chain()
+        clone: Self = _duplicate(self)
         clone._live = replace(options, is_refresh=True)
         return clone
 
@@ -216,8 +223,9 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
 
     def _fetch_all(self) -> None:
         if self._result_cache is None and self._live is not None:
-            with self._one_database():
-                self._result_cache = self._read_instances()
+            settled = self._settled()
+            self._result_cache = settled._read_instances()
+            self._last_read = settled._last_read
         super()._fetch_all()
 
     def _prefetch_related_objects(self) -> None:
@@ -251,16 +259,21 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
         """See QuerySet.count(). Cached beside the pages."""
         if self._result_cache is not None or self._live is None or self._is_replaced("count"):
             return super().count()
-        with self._one_database():
-            return cast("int", self._read_scalar("count", super().count, partial(self.query.get_count, using=self.db)))
+        settled = self._settled()
+        run = partial(settled.query.get_count, using=settled.db)
+        count = settled._read_scalar("count", super(LiveQuerySet, settled).count, run)
+        self._last_read = settled._last_read
+        return cast("int", count)
 
     def exists(self) -> bool:
         """See QuerySet.exists(). Cached beside the pages."""
         if self._result_cache is not None or self._live is None or self._is_replaced("exists"):
             return super().exists()
-        with self._one_database():
-            run = partial(self.query.has_results, using=self.db)
-            return cast("bool", self._read_scalar("exists", super().exists, run))
+        settled = self._settled()
+        run = partial(settled.query.has_results, using=settled.db)
+        is_there = settled._read_scalar("exists", super(LiveQuerySet, settled).exists, run)
+        self._last_read = settled._last_read
+        return cast("bool", is_there)
 
     def _read_scalar(
         self, name: Literal["count", "exists"], uncached: Callable[[], object], run: Callable[[], object]
@@ -278,12 +291,14 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
         """See QuerySet.aggregate(). Cached under the expressions."""
         if self._live is None or self._is_replaced("aggregate"):
             return super().aggregate(*args, **kwargs)
-        with self._one_database():
-            return self._read_aggregate(super().aggregate, *args, **kwargs)
+        settled = self._settled()
+        values = settled._read_aggregate(super(LiveQuerySet, settled).aggregate, *args, **kwargs)
+        self._last_read = settled._last_read
+        return values
 
     def _read_aggregate(self, uncached: Callable[..., dict[str, Any]], *args: Any, **kwargs: Any) -> dict[str, Any]:
         try:
-            expressions = {expression.default_alias: expression for expression in args} | kwargs
+            expressions = kwargs | {expression.default_alias: expression for expression in args}  # in Django's order
         except (AttributeError, TypeError):  # Django explains what is wrong with an expression
             return uncached(*args, **kwargs)
 
@@ -346,17 +361,18 @@ class LiveQuerySet(AsyncTwins, QuerySet[M], Generic[M]):
 
     # -- plumbing -----------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _one_database(self) -> Iterator[None]:
-        """Ask the routers once for a whole evaluation: they may answer otherwise each time, as for replicas."""
+    def _settled(self) -> Self:
+        """
+        Return a clone for one evaluation, for which the routers are asked once; this queryset if they need not be.
+
+        They may answer otherwise each time, as for replicas. Not noted here even for the moment: a clone that is made
+        meanwhile, by another thread or by a receiver of a signal, would keep the answer, and write to the replica.
+        """
         if self._db is not None or not router.routers:
-            yield
-            return
-        self._db = self.db
-        try:
-            yield
-        finally:
-            self._db = None
+            return self
+        clone = self._chain()
+        clone._db = self.db
+        return clone
 
     def _is_replaced(self, name: str) -> bool:
         """Return whether a base of this class has a method *name* of its own, whose answer is not the database's."""
@@ -516,9 +532,9 @@ def live(
     """
     if not isinstance(queryset, QuerySet | models.Manager):
         raise TypeError(f"live() takes a QuerySet or a Manager, not {type(queryset).__qualname__}.")
-    source = queryset.all()
+    source = queryset.all() if isinstance(queryset, models.Manager) else queryset
     if not isinstance(source, LiveQuerySet):
-        source = source._chain()  # type: ignore[attr-defined]  # private; a clone whose class may be changed
+        source = _duplicate(source)
         source.__class__ = _live_class(type(source))
     return LiveQuerySet.live(
         source,
@@ -533,6 +549,19 @@ def live(
         timeout_jitter=timeout_jitter,
         empty_timeout=empty_timeout,
     )
+
+
+def _duplicate(queryset: Any) -> Any:
+    """
+    Return a clone with which all goes on as it would with *queryset*.
+
+    A related manager of a many-to-many field makes its filter and the next one speak of the same row. For Django's own
+    clones, such as all(), that is over.
+    """
+    clone = queryset._chain()
+    if queryset.query.filter_is_sticky:  # private; read in Django 5.2.19 and 6.1.3
+        clone.query.filter_is_sticky = True
+    return clone
 
 
 def _as_live(queryset: QuerySet[Any], options: LiveOptions) -> QuerySet[Any]:

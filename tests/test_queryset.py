@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import pickle
 from decimal import Decimal
@@ -144,6 +145,15 @@ def test_aggregates_of_other_expressions_are_other_entries(alias: str, books: An
     assert live(books).aggregate(x=Max("price")) == books.aggregate(x=Max("price"))
     assert live(books).aggregate(x=Min("price")) == books.aggregate(x=Min("price"))
     assert live(books).aggregate(x=Max("pages")) == books.aggregate(x=Max("pages"))
+
+
+def test_aggregates_have_the_order_and_the_names_that_django_gives_them(alias: str, books: Any) -> None:
+    """Those with a name come first, and one without a name takes the place of one that was given its name."""
+    for _ in range(2):
+        values = live(books).aggregate(Sum("pages"), n=Count("pk"))
+        assert list(values.items()) == list(books.aggregate(Sum("pages"), n=Count("pk")).items())
+        assert live(books).aggregate(pages__sum=Count("pk")) == {"pages__sum": 7}
+        assert live(books).aggregate(Sum("pages"), pages__sum=Count("pk")) == {"pages__sum": 1300}
 
 
 @pytest.mark.parametrize(
@@ -332,9 +342,50 @@ def test_disabled_sends_reads_to_the_database(alias: str, books: Any, settings: 
 def test_live_queryset_pickles(alias: str, books: Any) -> None:
     """An evaluated live queryset pickles with its rows and its options."""
     queryset = live(books.order_by("pk"), "pickled")
-    copy = pickle.loads(pickle.dumps(queryset))
-    assert list(copy) == list(queryset)
-    assert copy.filter(pages=100).is_live
+    same = pickle.loads(pickle.dumps(queryset))
+    assert list(same) == list(queryset)
+    assert same.filter(pages=100).is_live
+
+
+class OneRouter:
+    """Names the one database for everything."""
+
+    def db_for_read(self, model: type[models.Model], **hints: Any) -> str:
+        """Return the alias to read from."""
+        return "default"
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "read",
+    [list, lambda qs: qs.count(), lambda qs: qs.exists(), lambda qs: qs.aggregate(n=Count("pk"))],
+    ids=["rows", "count", "exists", "aggregate"],
+)
+def test_the_database_of_one_read_is_not_that_of_the_queryset(cache: str, settings: Any, read: Any) -> None:
+    """What is made of a queryset while another thread evaluates it asks the routers for itself, above all to write."""
+    settings.DATABASE_ROUTERS = ["tests.test_queryset.OneRouter"]
+    queryset = live(Tag.objects.all())
+    meanwhile = []
+
+    def look(execute: Any, *args: Any) -> Any:
+        meanwhile.append(queryset.filter(name="red")._db)
+        return execute(*args)
+
+    with connections["default"].execute_wrapper(look):
+        read(queryset)
+    assert meanwhile == [None]
+    assert queryset.last_read is not None
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda queryset: pickle.loads(pickle.dumps(queryset))])
+def test_copies_of_a_queryset_read_as_it_does(alias: str, books: Any, duplicate: Any) -> None:
+    """Whatever live() was not given stays so in a copy, which shares the entries."""
+    queryset = live(books.order_by("pk")).prefetch_related(models.Prefetch("tags", live(Tag.objects.all())))
+    same = duplicate(queryset)
+    for query_count in (2, 0):
+        found = queries_of(alias, lambda: list(same.filter(pages=100)))
+        assert found == (list(books.filter(pages=100).order_by("pk")), query_count)
+    assert queries_of(alias, lambda: list(queryset.filter(pages=100)))[1] == 0
 
 
 def test_class_of_a_foreign_queryset_keeps_its_methods(alias: str, books: Any) -> None:
@@ -360,6 +411,24 @@ def test_models_with_their_own_from_db_or_init_are_built_by_it(alias: str, cache
     for _ in range(2):
         assert live(LoadedBook.objects.using(alias)).get().loaded["title"] == "x"
         assert live(MadeBook.objects.using(alias)).get().shout == "X"
+
+
+def test_annotations_are_set_as_attributes(alias: str, books: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An annotation may have the name of a property of the model, which takes it, or refuses it."""
+
+    def n_books(author: Any) -> str:
+        return f"{author.__dict__['counted']} books"
+
+    def count(author: Any, value: int) -> None:
+        author.__dict__["counted"] = value
+
+    monkeypatch.setattr(Author, "n", property(n_books, count), raising=False)
+    authors = Author.objects.using(alias).annotate(n=Count("books")).order_by("pk")
+    for _ in range(2):
+        assert [author.n for author in live(authors)] == ["3 books", "2 books", "2 books"]
+    monkeypatch.setattr(Author, "n", property(n_books))
+    with pytest.raises(AttributeError):
+        list(live(authors))
 
 
 def test_init_signals_are_sent_for_cached_instances(alias: str, books: Any) -> None:

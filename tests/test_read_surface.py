@@ -513,6 +513,21 @@ def test_related_managers_are_live(shop: str) -> None:
     assert after[3] == []
 
 
+@pytest.mark.parametrize(
+    "make",
+    [lambda manager: manager.live(), live, lambda manager: live(manager).fresh()],
+    ids=["method", "function", "fresh"],
+)
+def test_what_a_related_manager_has_begun_goes_on(shop: str, make: Any) -> None:
+    """The first filter() on a manager of a many-to-many field speaks of the same row as the manager's own."""
+    red: Any = Tag.objects.using(shop).get()
+    blue = Tag.objects.using(shop).create(name="blue")
+    both = Book.objects.using(shop).filter(tags=red)[0]
+    both.tags.add(blue)
+    assert list(red.books.filter(tags=blue)) == list(make(red.books).filter(tags=blue)) == []
+    assert list(make(red.books).filter().filter(tags=blue)) == [both]
+
+
 class CustomQuerySet(models.QuerySet[Book]):
     def thick(self) -> CustomQuerySet:
         return self.filter(pages__gte=200)
