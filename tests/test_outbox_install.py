@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.core.management import CommandError, call_command
 from django.db import connections, migrations, models
 from django.db.migrations.state import ProjectState
@@ -169,7 +170,7 @@ class TestMigrations:
     def test_the_operation(self, clean: str) -> None:
         """Forwards it installs, backwards it drops."""
         operation = InstallTriggers(["Ebook", "testapp.Country"], notifies=clean == "postgresql")
-        state = ProjectState.from_apps(connections_apps())
+        state = ProjectState.from_apps(apps)
         connection = connections[clean]
         with connection.schema_editor() as editor:
             operation.database_forwards("testapp", editor, state, state)
@@ -181,7 +182,7 @@ class TestMigrations:
 
     def test_sqlmigrate(self, clean: str) -> None:
         """Shows the SQL."""
-        state = ProjectState.from_apps(connections_apps())
+        state = ProjectState.from_apps(apps)
         with connections[clean].schema_editor(collect_sql=True) as editor:
             InstallTriggers(["Country"]).database_forwards("testapp", editor, state, state)
         assert any("CREATE TRIGGER" in sql for sql in editor.collected_sql)
@@ -216,24 +217,20 @@ class TestMigrations:
         add.state_forwards("outbox", last)
         try:
             install_triggers(connection, ["outbox_place"])
-            plan = [("a migration", False)]
-            pre_migrate.send(sender=None, using=clean, plan=plan)
+            # Of an app without models, so that other receivers have nothing to do.
+            app = apps.get_app_config("live_cache")
+            told: dict[str, Any] = {"sender": app, "app_config": app, "using": clean}
+            told["plan"] = [(migrations.Migration("0002_c", "outbox"), False)]
+            pre_migrate.send(**told)
             with connection.schema_editor() as editor:
                 remove.database_forwards("outbox", editor, state, after)
             with connection.schema_editor() as editor:
                 add.database_forwards("outbox", editor, after, last)
             write_outside(clean, "INSERT INTO outbox_place (id, a, c) VALUES (1, 1, 1)")
             lines(clean)
-            post_migrate.send(sender=None, using=clean, plan=plan, verbosity=0, interactive=False)
+            post_migrate.send(**told, verbosity=0, interactive=False)
             write_outside(clean, "UPDATE outbox_place SET c = 2")
             assert [("outbox_place", "update", True)] == lines(clean)
         finally:
             with connection.schema_editor() as editor:
                 editor.execute("DROP TABLE outbox_place", params=None)
-
-
-def connections_apps() -> Any:
-    """Return the registry of the models."""
-    from django.apps import apps
-
-    return apps

@@ -107,7 +107,7 @@ def _transactions(connection: BaseDatabaseWrapper, session: _Session) -> list[tu
         # Else this query is in no transaction to be shown.
         cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT")
         cursor.execute(query, (mark,))
-        rows = [(int(row[0]), int(row[1]), str(row[2]), int(row[3]), str(row[4])) for row in cursor.fetchall()]
+        found = cursor.fetchall()
         driver.rollback()
     except BaseException as error:  # no "finally", at the beginning of which an interrupt may come
         driver.rollback()
@@ -117,6 +117,7 @@ def _transactions(connection: BaseDatabaseWrapper, session: _Session) -> list[tu
         return None
     finally:
         cursor.close()
+    rows = [(int(row[0]), int(row[1]), str(row[2]), int(row[3]), str(row[4])) for row in found]
     if not any(row[1] == session.thread_id and mark in row[4] for row in rows):
         return None
     return [row for row in rows if row[1] != session.thread_id]
