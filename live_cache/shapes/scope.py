@@ -113,11 +113,11 @@ class Scope:
 
     def _misses(self, use: Use, record: Record) -> bool:
         for column, values in values_of(use.condition).items():
-            if all(
-                type(value) is int or (type(value) is str and self.shape.text.is_equality_exact) for value in values
-            ):
+            kinds = set(map(type, values))
+            if kinds in ({int}, {str}) and (int in kinds or self.shape.text.is_equality_exact):
                 held = record.values_of(column)
-                if held is not None and held.isdisjoint(values):
+                # A number may be equal to a text that a join compares it with.
+                if held is not None and held.isdisjoint(values) and kinds.issuperset(map(type, held - {None})):
                     return True
         return False
 
@@ -353,7 +353,11 @@ class Scope:
 def scope_of(query: Query, shape: Shape, purpose: Purpose) -> Scope:
     """Return the scope of a result of *query*, whose structure has *shape*."""
     uses: Mapping[str, tuple[Use, ...]] = uses_of(
-        query, shape.outline, shape.joins, enforces_foreign_keys=shape.enforces_foreign_keys
+        query,
+        shape.outline,
+        shape.joins,
+        is_whole=shape.is_whole,
+        enforces_foreign_keys=shape.enforces_foreign_keys,
     )
     if not shape.policies.keys().isdisjoint(uses):
         uses = _under_policies(uses, shape.policies)

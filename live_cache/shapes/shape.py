@@ -15,6 +15,7 @@ from live_cache.shapes.policies import Policies, policies_of
 from live_cache.shapes.select_list import Shown, distinct_values, groups_of
 from live_cache.shapes.text_rules import text_rules_of
 from live_cache.shapes.truth import TextRules, is_comparable_field
+from live_cache.shapes.uses import is_compiled_whole
 from live_cache.sql import normalize_table
 from live_cache.sql.outline import Outline, outline
 
@@ -54,6 +55,8 @@ class Shape:
     is_one_to_one: bool
     """Whether no join gives a row of the base table more than one row of the result."""
     text: TextRules
+    is_whole: bool
+    """See uses.is_compiled_whole()."""
     enforces_foreign_keys: bool
     policies: Mapping[str, Policies]
     """Row policies of the tables that have some: they decide membership too."""
@@ -91,6 +94,7 @@ def learn_shape(compiler: Any, sql: str, connection: BaseDatabaseWrapper) -> Sha
         distinct_values(compiler, found),
         all(_is_to_one(join) for join in joins.values()),
         text_rules_of(connection),
+        is_compiled_whole(query, compiler),
         bool(connection.features.supports_foreign_keys),
         policies_of(connection),
     )
@@ -109,6 +113,7 @@ def shape_of_aggregate(query: Query, sql: str, connection: BaseDatabaseWrapper) 
         distinct=(),
         is_one_to_one=False,
         text=text_rules_of(connection),
+        is_whole=is_compiled_whole(query, query.get_compiler(connection=connection)),
         enforces_foreign_keys=bool(connection.features.supports_foreign_keys),
         policies=policies_of(connection),
     )

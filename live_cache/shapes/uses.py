@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from django.db import models
 from django.db.models.sql.constants import INNER
 from django.db.models.sql.query import Query
+from django.db.models.sql.where import WhereNode
 
 from live_cache.shapes.conditions import ANYTHING, All, Condition, OneOf, atoms_of, read_where, values_of
 from live_cache.shapes.links import LinkFinder
@@ -24,7 +25,7 @@ from live_cache.sql import normalize_table
 if TYPE_CHECKING:
     from live_cache.sql.outline import Columns, Outline
 
-__all__ = ["Use", "uses_of"]
+__all__ = ["Use", "is_compiled_whole", "uses_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Use:
     shown: frozenset[str]
     """What the outermost SELECT list names, and what may be a column of any table."""
     order: frozenset[str]
-    """What the outermost ORDER BY names."""
+    """What the outermost ORDER BY names; all that is shown, where it names expressions of the SELECT list."""
     atoms: tuple[Condition, ...]
     """Simple conditions of the WHERE on single columns, wherever in it they stand."""
     atom_columns: frozenset[str]
@@ -77,7 +78,7 @@ _ANY_ALIAS: Final = "?"
 
 
 def uses_of(
-    query: Query, outline: Outline, joins: Mapping[str, Any], *, enforces_foreign_keys: bool
+    query: Query, outline: Outline, joins: Mapping[str, Any], *, is_whole: bool, enforces_foreign_keys: bool
 ) -> dict[str, tuple[Use, ...]]:
     """
     Return the uses of each table in *query*.
@@ -85,13 +86,19 @@ def uses_of(
     Args:
         outline: Of the SQL that *query* compiles to, or one with the same structure does.
         joins: What compiling has put behind the outermost FROM, by alias: also what select_related() and orderings add.
+        is_whole: See is_compiled_whole().
         enforces_foreign_keys: Whether the database does.
     """
     found: dict[str, list[Use]] = {}
     for inner, is_outermost in _queries(query, is_outermost=True):
         own = joins if is_outermost else _joins_of(inner)
         for use in _uses_in(
-            inner, own, outline, is_outermost=is_outermost, enforces_foreign_keys=enforces_foreign_keys
+            inner,
+            own,
+            outline,
+            is_outermost=is_outermost,
+            is_whole=is_whole,
+            enforces_foreign_keys=enforces_foreign_keys,
         ):
             found.setdefault(use.table, []).append(use)
     for table in set(found) | set(outline.uses):
@@ -99,6 +106,26 @@ def uses_of(
         if len(uses) != outline.uses[table] or any(table not in outline.tables.get(use.alias, ()) for use in uses):
             found[table] = [_any_use(table, outline)]
     return {table: tuple(uses) for table, uses in found.items()}
+
+
+def is_compiled_whole(query: Query, compiler: Any) -> bool:
+    """
+    Return whether the SQL of *query* has all that its WHEREs ask.
+
+    Django leaves out what no row can fulfil, or every row does, such as ``IN ()``, and what stands beside it. Then the
+    SQL names a column less often than they do, and that a WHERE asks of it does not tell what the SQL takes from it.
+    """
+    to_visit: list[Any] = [inner.where for inner, _ in _queries(query) if inner.where.children]
+    while to_visit:
+        node = to_visit.pop()
+        if type(node) is WhereNode and node.children:
+            to_visit += node.children
+            continue
+        try:
+            compiler.compile(node)
+        except Exception:  # EmptyResultSet, FullResultSet; or it cannot be compiled by itself, and nothing is known
+            return False
+    return True
 
 
 def _any_use(table: str, outline: Outline) -> Use:
@@ -166,7 +193,13 @@ def _joins_of(query: Query) -> dict[str, Any]:
 
 
 def _uses_in(
-    query: Query, joins: Mapping[str, Any], outline: Outline, *, is_outermost: bool, enforces_foreign_keys: bool
+    query: Query,
+    joins: Mapping[str, Any],
+    outline: Outline,
+    *,
+    is_outermost: bool,
+    is_whole: bool,
+    enforces_foreign_keys: bool,
 ) -> Iterator[Use]:
     is_outermost = is_outermost and outline.is_plain and outline.base_alias in joins
     finder = LinkFinder(joins, outline.base_alias) if is_outermost else None
@@ -182,7 +215,9 @@ def _uses_in(
         # A foreign key that is followed to what is shown decides that, also if the WHERE compares it.
         shown |= {column for column in counts if idle[alias, column]}
         body = {column for column, count in counts.items() if count} | unknown
-        order = _columns(outline.order, alias)
+        order = set(_columns(outline.order, alias))
+        if is_outermost and outline.orders_by_name:  # which may be of anything that is shown
+            order |= shown | unknown
         membership = body
         if not is_outermost or outline.orders_by_name or query.distinct or query.group_by is not None:
             membership = shown | body | order
@@ -197,7 +232,9 @@ def _uses_in(
             shown=frozenset(shown | unknown),
             order=frozenset(order),
             atoms=atoms,
-            atom_columns=frozenset(column for column, count in understood.items() if counts.get(column) == count),
+            atom_columns=frozenset(
+                column for column, count in understood.items() if is_whole and counts.get(column) == count
+            ),
             condition=conditions[alias],
             is_outermost=is_outermost,
             is_base=is_outermost and alias == outline.base_alias,

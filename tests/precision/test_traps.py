@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from django.db import connections, models, transaction
-from django.db.models import Count, F, Q, Window
+from django.db.models import Case, Count, Exists, F, OuterRef, Q, Value, When, Window
 from django.db.models.functions import Now, Rank
 
 from live_cache import RawSQL, live, recording
@@ -125,6 +125,44 @@ TRAPS = {
         lambda alias: B(alias).filter(pk=2).delete(),
         lambda alias: B(alias).filter(pk=2).update(title="A"),
     ),
+    "a page sorted by the name of what it shows": Trap(
+        lambda alias: (
+            B(alias)
+            .filter(pages__lt=50)
+            .annotate(x=Case(When(pages=1, then=Value(0)), default=Value(1)))
+            .order_by("x", "-pk")[:2]
+        ),
+        lambda alias: B(alias).filter(pk=6).update(pages=1),
+    ),
+    "a column that is compared twice, once in what Django leaves out": Trap(
+        lambda alias: (
+            B(alias).filter(Q(pages__in=[]) | Q(title__gte=""), pages__lt=F("price")).order_by("pk").values_list("pk")
+        ),
+        lambda alias: B(alias).filter(pk=6).update(pages=1000),
+    ),
+    "a column that is compared twice, once beside what Django leaves out": Trap(
+        lambda alias: (
+            B(alias)
+            .filter(Q(pages__gt=10**30, rating__gt=-5) | Q(title__gte=""), rating__lt=F("price"))
+            .order_by("pk")
+            .values_list("pk")
+        ),
+        lambda alias: B(alias).filter(pk=6).update(rating=1000),
+    ),
+    "the same in a subquery": Trap(
+        lambda alias: (
+            Author.objects.using(alias)
+            .filter(
+                Exists(
+                    B(alias)
+                    .filter(Q(pages__gt=10**30, rating__gt=-5) | Q(title__gte=""), rating__lt=F("price"))
+                    .filter(author=OuterRef("pk"), pk=6)
+                )
+            )
+            .order_by("pk")
+        ),
+        lambda alias: B(alias).filter(pk=6).update(rating=1000),
+    ),
     "NULL is not below a number that Django leaves out": Trap(
         lambda alias: AllFields.objects.using(alias).filter(null_integer__lt=10**30).order_by("pk").values_list("pk"),
         lambda alias: AllFields.objects.using(alias).create(null_integer=None),
@@ -174,6 +212,18 @@ def test_learned_from_a_query_without_the_column(alias: str, cache: str) -> None
     assert records[0].is_hit
     places.filter(pk=one.pk).update(copies=0)
     assert rows(live(read(1))) == []
+
+
+def test_an_aggregate_over_a_column_that_is_also_left_out(alias: str, cache: str) -> None:
+    """The comparison that stands in the SQL is the one that Django cannot leave out."""
+    make_rows(alias)
+    books = B(alias).filter(Q(pages__gt=10**30, rating__gt=-5) | Q(title__gte=""), rating__lt=F("price"))
+    for _ in range(2):
+        with recording() as records:
+            assert live(books).aggregate(n=Count("pk")) == {"n": 6}
+    assert records[0].is_hit
+    B(alias).filter(pk=6).update(rating=1000)
+    assert live(books).aggregate(n=Count("pk")) == {"n": 5}
 
 
 NOW: list[datetime.datetime] = []
