@@ -30,6 +30,7 @@ from live_cache.schema_digest import connection_bytes, model_bytes
 from live_cache.shapes.policies import Policies, policies_of, policies_version
 from live_cache.shapes.scope import Purpose
 from live_cache.shapes.shape import Shape, learn_shape, shape_of_aggregate
+from live_cache.shapes.text_rules import text_rules_version
 from live_cache.sql import StatementKind, classify, normalize_table
 from live_cache.stores.base import validate_key
 from live_cache.tables import models_of_tables
@@ -178,13 +179,13 @@ def check_caller_key(cache_key: str) -> str:
 
 # -- layouts ----------------------------------------------------------------------------------------------------------
 
-_layouts: OrderedDict[tuple[str, object, bytes, int], Layout] = OrderedDict()
+_layouts: OrderedDict[tuple[str, object, bytes, int, int], Layout] = OrderedDict()
 _layouts_lock = Lock()
 
 
 def _layout_of(query: Query, walk: Walk, connection: BaseDatabaseWrapper, learn: Callable[[], Layout]) -> Layout:
     # The model itself, not its label: a model may be replaced by another of the same label.
-    key = (connection.alias, query.model, walk.structure_bytes(), policies_version())
+    key = (connection.alias, query.model, walk.structure_bytes(), policies_version(), text_rules_version())
     layout = _layouts.get(key)
     if layout is not None:
         return layout

@@ -93,7 +93,7 @@ def learn_shape(compiler: Any, sql: str, connection: BaseDatabaseWrapper) -> Sha
         groups_of(compiler, found),
         distinct_values(compiler, found),
         all(_is_to_one(join) for join in joins.values()),
-        text_rules_of(connection),
+        text_rules_of(connection, found.uses),
         is_compiled_whole(query, compiler),
         bool(connection.features.supports_foreign_keys),
         policies_of(connection),
@@ -103,8 +103,9 @@ def learn_shape(compiler: Any, sql: str, connection: BaseDatabaseWrapper) -> Sha
 def shape_of_aggregate(query: Query, sql: str, connection: BaseDatabaseWrapper) -> Shape:
     """Return the shape of an aggregate() over *query*, whose SQL is *sql*."""
     joins = {alias: join for alias, join in query.alias_map.items() if query.alias_refcount.get(alias)}
+    found = outline(sql)
     return Shape(
-        outline(sql),
+        found,
         joins,
         {},
         is_row_by_row=False,
@@ -112,7 +113,7 @@ def shape_of_aggregate(query: Query, sql: str, connection: BaseDatabaseWrapper) 
         groups=(),
         distinct=(),
         is_one_to_one=False,
-        text=text_rules_of(connection),
+        text=text_rules_of(connection, found.uses),
         is_whole=is_compiled_whole(query, query.get_compiler(connection=connection)),
         enforces_foreign_keys=bool(connection.features.supports_foreign_keys),
         policies=policies_of(connection),

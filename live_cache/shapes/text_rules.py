@@ -1,19 +1,29 @@
-"""How each database compares texts, asked of it once."""
+"""
+How each database compares texts, asked of it once, and again after a change of the schema that this process makes.
+
+A column may compare otherwise than its database: by a collation of its own, as citext, or as char(n), which knows no
+blanks at the end. Where a field tells of that (``db_collation``, or a class of its own), nothing is compared. But it
+may stand in the DDL alone, made by SQL of a migration or older than the model; so the catalog is asked.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 from django.db import Error
 
 from live_cache.names import shared_database_name
-from live_cache.shapes.truth import TextRules
+from live_cache.shapes.truth import TextRules, is_comparable_field
+from live_cache.sql import normalize_table
+from live_cache.tables import models_of_tables
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-__all__ = ["text_rules_of"]
+__all__ = ["forget_text_rules", "text_rules_of", "text_rules_version"]
 
 _SQLITE: Final = TextRules(
     is_equality_exact=True, is_order_by_code_point=True, is_stored_as_shown=False, is_local_time_exact=True
@@ -29,16 +39,53 @@ _SQL: Final = (
     " WHERE d.datname = current_database()"
 )
 
+# Columns of texts that are neither text nor varchar in the collation of the database.
+_OWN_POSTGRESQL: Final = (
+    "SELECT DISTINCT c.relname, a.attname FROM pg_catalog.pg_attribute a"
+    " JOIN pg_catalog.pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'p', 'f')"
+    " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+    " AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')"
+    " JOIN pg_catalog.pg_type t ON t.oid = a.atttypid AND t.typcategory = 'S'"
+    " WHERE a.attnum > 0 AND NOT a.attisdropped AND (a.attcollation <> 'pg_catalog.\"default\"'::regcollation"
+    " OR a.atttypid NOT IN ('pg_catalog.text'::regtype, 'pg_catalog.varchar'::regtype))"
+)
+_OWN_SQLITE: Final = "SELECT name, lower(sql) FROM sqlite_master WHERE type = 'table' AND sql LIKE '%collate%'"
+
 _known: dict[str, TextRules] = {}
+_known_own: dict[str, dict[str, list[str]]] = {}
+_version = 0
 
 
-def text_rules_of(connection: BaseDatabaseWrapper) -> TextRules:
+def forget_text_rules() -> None:
+    """Ask again which columns have rules of their own: the schema was changed."""
+    global _version
+    if _known_own:
+        _known_own.clear()
+        _version += 1
+
+
+def text_rules_version() -> int:
+    """Return a number that is another one when what was known of the columns was forgotten."""
+    return _version
+
+
+def text_rules_of(connection: BaseDatabaseWrapper, tables: Collection[str]) -> TextRules:
     """
-    Return how the database behind *connection* compares texts of columns without a collation of their own.
+    Return how the database behind *connection* compares texts of those columns of *tables* that are compared at all.
 
     SQLite compares bytes of UTF-8. PostgreSQL takes only equal texts for equal, and sorts by the locale that the
     database was made with. The collations of MySQL and MariaDB differ by column.
+
+    Args:
+        tables: Names, normalised.
     """
+    rules = _rules_of(connection)
+    if rules.is_equality_exact and _have_own_rules(connection, tables):
+        return replace(rules, is_equality_exact=False, is_order_by_code_point=False)
+    return rules
+
+
+def _rules_of(connection: BaseDatabaseWrapper) -> TextRules:
     if connection.vendor == "sqlite":
         return _SQLITE
     if connection.vendor != "postgresql":
@@ -46,19 +93,58 @@ def text_rules_of(connection: BaseDatabaseWrapper) -> TextRules:
     name = shared_database_name(connection)
     rules = _known.get(name)
     if rules is None:
-        rules = _known[name] = _ask(connection)
+        rows = _ask(connection, _SQL)
+        if not rows:
+            return _EXACT
+        ((locale, provider),) = rows
+        is_plain = provider == "c" and str(locale).lower() in _BY_CODE_POINT
+        rules = _known[name] = _BINARY if is_plain else _EXACT
     return rules
 
 
-def _ask(connection: BaseDatabaseWrapper) -> TextRules:
+def _have_own_rules(connection: BaseDatabaseWrapper, tables: Collection[str]) -> bool:
+    """Return whether a column of *tables* has rules of its own that its field does not tell of, or may have."""
+    name = shared_database_name(connection)
+    own = _known_own.get(name)
+    if own is None:
+        rows = _ask(connection, _OWN_POSTGRESQL if connection.vendor == "postgresql" else _OWN_SQLITE)
+        if rows is None:
+            return True
+        own = {}
+        for table, text in rows:
+            own.setdefault(normalize_table(table), []).append(text)
+        _known_own[name] = own
+    return any(
+        _tells_less(model, own[table], is_text=connection.vendor == "sqlite")
+        for table in own.keys() & tables
+        for model in models_of_tables().get(table, ())
+    )
+
+
+def _tells_less(model: Any, own: Sequence[str], *, is_text: bool) -> bool:
+    """
+    Return whether a column with rules of its own belongs to a field of *model* that is compared.
+
+    Args:
+        own: Names of columns; or, as the definition of the table is all that SQLite has, its text.
+    """
+    fields = model._meta.local_concrete_fields
+    if is_text:
+        n_told = sum(getattr(field, "db_collation", None) is not None for field in fields)
+        return sum(text.count("collate") for text in own) > n_told
+    return any(field.column in own and is_comparable_field(field) for field in fields)
+
+
+def _ask(connection: BaseDatabaseWrapper, sql: str) -> list[tuple[Any, ...]] | None:
+    """Return what the catalog says, or None where it cannot be asked."""
     if connection.needs_rollback:
-        return _EXACT
+        return None
     try:
         connection.ensure_connection()
-        with connection.wrap_database_errors, closing(connection.connection.cursor()) as cursor:
-            cursor.execute(_SQL)
-            (locale, provider) = cursor.fetchone()
+        # By the driver's cursor, so that nobody who watches Django's takes this for a query of the user.
+        driver: Any = connection.connection
+        with connection.wrap_database_errors, closing(driver.cursor()) as cursor:
+            cursor.execute(sql)
+            return list(cursor.fetchall())
     except Error:
-        return _EXACT
-    is_plain = provider == "c" and str(locale).lower() in _BY_CODE_POINT
-    return _BINARY if is_plain else _EXACT
+        return None

@@ -269,9 +269,9 @@ def _scope_of(ledger: Ledger, plan: Plan) -> Scope:
     scopes = _state_of(ledger).scopes
     key = (plan.cache_key, plan.page_suffix)
     scope = scopes.get(key)
-    if scope is None:
-        shape = plan.layout.shape
-        assert shape is not None
+    shape = plan.layout.shape
+    assert shape is not None
+    if scope is None or scope.shape is not shape:  # learned again, as after a change of the schema
         scope = scopes[key] = scope_of(plan.query, shape, plan.purpose)
         while len(scopes) > _MAX_SCOPES:
             try:

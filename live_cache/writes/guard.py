@@ -16,6 +16,7 @@ from django.db import connections
 
 from live_cache.conf import settings
 from live_cache.shapes.policies import forget_policies
+from live_cache.shapes.text_rules import forget_text_rules
 from live_cache.sql import Statement, StatementKind, classify, normalize_table
 from live_cache.tables import models_of_tables
 from live_cache.testcases import is_between_blocks
@@ -97,6 +98,7 @@ def guard(execute: Execute, sql: Any, params: Any, many: bool, context: dict[str
     if kind is StatementKind.SCHEMA:
         forget_engines()
         forget_policies()
+        forget_text_rules()
     if kind is not StatementKind.WRITE:
         forget_plain_tables()
     # A function that writes may write the rows of this table too.
