@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from uuid import UUID
 
@@ -225,8 +225,11 @@ class Scope:
             return False
         try:
             row = tuple([column.value(change.after) for column in columns])
+            text = self.shape.text
             for column, value in zip(columns, row, strict=True):
-                if not (self.shape.text.is_stored_as_shown or column.is_computed or type(value) in (int, str)):
+                if not (text.is_stored_as_shown or column.is_computed or type(value) in (int, str)):
+                    return False
+                if type(value) is timedelta and not text.is_duration_exact:
                     return False
             return row in view.values(tuple(range(len(columns))))
         except (LookupError, TypeError, ValueError, OverflowError):  # a value that is not known, or not as expected

@@ -29,9 +29,11 @@ _SQLITE: Final = TextRules(
     is_equality_exact=True, is_order_by_code_point=True, is_stored_as_shown=False, is_local_time_exact=True
 )
 _MYSQL: Final = TextRules(is_equality_exact=False, is_order_by_code_point=False, is_local_time_exact=True)
-_UNKNOWN: Final = TextRules(is_equality_exact=False, is_order_by_code_point=False, is_stored_as_shown=False)
-_BINARY: Final = TextRules(is_equality_exact=True, is_order_by_code_point=True)
-_EXACT: Final = TextRules(is_equality_exact=True, is_order_by_code_point=False)
+_UNKNOWN: Final = TextRules(
+    is_equality_exact=False, is_order_by_code_point=False, is_stored_as_shown=False, is_duration_exact=False
+)
+_BINARY: Final = TextRules(is_equality_exact=True, is_order_by_code_point=True, is_duration_exact=False)
+_EXACT: Final = TextRules(is_equality_exact=True, is_order_by_code_point=False, is_duration_exact=False)
 _BY_CODE_POINT: Final = frozenset({"c", "posix", "c.utf-8", "c.utf8"})
 # Before PostgreSQL 15 there is no such column, and an error would break the transaction.
 _SQL: Final = (

@@ -56,8 +56,6 @@ COMPARABLE_FIELDS: Final[frozenset[type]] = frozenset(
 )  # fmt: skip
 """Fields whose values Python compares as the database does, or knows that it does not. No subclass: it may differ."""
 
-_EXACT: Final = frozenset({date, time, timedelta})
-
 
 @dataclass(frozen=True, slots=True)
 class TextRules:
@@ -73,6 +71,8 @@ class TextRules:
     """
     is_local_time_exact: bool = False
     """Whether datetimes without a zone are stored as they are. A local hour may come twice, to PostgreSQL."""
+    is_duration_exact: bool = True
+    """Whether durations are stored as shown. PostgreSQL keeps years: one is equal to 360 days, and is shown as 365."""
 
 
 def negation(truth: Truth) -> Truth:
@@ -114,7 +114,7 @@ def is_equal(left: Any, right: Any, text: TextRules) -> Truth:
         return NULL
     kind = type(left)
     if kind is type(right):
-        if kind is int or kind is bool or (kind in _EXACT and kind is not time):
+        if kind is int or kind is bool or kind is date:
             return TRUE if left == right else FALSE
         if kind is str:
             if left == right:
@@ -138,10 +138,12 @@ def compare(left: Any, right: Any, text: TextRules) -> int | None:
         return None
     if kind is str:
         return _sign(left, right) if text.is_order_by_code_point else None
-    if kind in _EXACT:
-        if kind is not time:
-            return _sign(left, right)
+    if kind is date:
+        return _sign(left, right)
+    if kind is time:
         return None if left.tzinfo or right.tzinfo else _unless_equal(_sign(left, right), text)
+    if kind is timedelta:
+        return _sign(left, right) if text.is_duration_exact or not _may_differ_by_years(left, right) else None
     if kind is datetime:
         return _unless_equal(_compare_datetimes(left, right, text), text)
     return None
@@ -178,6 +180,14 @@ def _compare_datetimes(left: datetime, right: datetime, text: TextRules) -> int 
     return _sign(left, right) if is_exact or abs(left - right) > _TWO_DAYS else None
 
 
+def _may_differ_by_years(left: timedelta, right: timedelta) -> bool:
+    """Return whether durations, of years that are shown as 365 days and compared as 360, may be in another order."""
+    left_s, right_s = left.total_seconds(), right.total_seconds()
+    longest_s = max(abs(left_s), abs(right_s))
+    return longest_s >= _YEAR_S and abs(left_s - right_s) <= longest_s / 50
+
+
+_YEAR_S: Final = 365 * 86_400
 _TWO_DAYS: Final = timedelta(days=2)
 _NUMBERS: Final = frozenset({int, bool, float, Decimal})
 _FLOAT_EXACT: Final = 2**53

@@ -69,6 +69,7 @@ _DECISIVE: Final = (
 _VALUE_TYPES: Final = frozenset({bool, int, float, str, Decimal, date, datetime, time, timedelta, UUID})
 _KEY_TYPES: Final = frozenset({int, str, UUID})
 """Types that a driver gives, and takes back as the same value."""
+_YEAR: Final = timedelta(days=365)
 _EXACT: Final = frozenset({bool, int, str, bytes, type(None), date, UUID})
 """Types whose values are the same if they are equal. Others may be equal and different to look at: 1.0 and 1.00."""
 
@@ -223,4 +224,6 @@ def _is_same(before: Any, after: Any) -> bool:
     kind = type(before)
     if kind is not type(after) or not (before is after or before == after):
         return False
+    if kind is timedelta and abs(before) >= _YEAR:
+        return False  # PostgreSQL keeps years, which are shown as 365 days and are not equal to them
     return kind in _EXACT or repr(before) == repr(after)

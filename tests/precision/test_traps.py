@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import pytest
 from django.db import connections, models, transaction
 from django.db.models import Case, Count, Exists, F, OuterRef, Q, Value, When, Window
-from django.db.models.functions import Now, Rank
+from django.db.models.functions import Cast, Now, Rank
 
 from live_cache import RawSQL, live, recording
 from tests.machine.queries import frozen
-from tests.testapp.models import AllFields, Author, Book, BookPlace, Country, Library, Profile, Tag
+from tests.testapp.models import AllFields, Author, Book, BookPlace, Country, Library, Part, Profile, Tag
 
 B = Book.objects.using
 
@@ -270,3 +270,43 @@ SQLITE = {
 def test_sqlite_keeps_what_it_is_given(name: str, cache: str) -> None:
     """SQLite compares what it was given, the ORM shows something smoother."""
     check("default", SQLITE[name])
+
+
+def make_parts(alias: str) -> None:
+    """Two parts that last a year: one as PostgreSQL keeps it, and one of as many days as that is shown as."""
+    parts = Part.objects.using(alias)
+    parts.create(pk=1, lasts=datetime.timedelta(365))
+    parts.create(pk=2, lasts=datetime.timedelta(1))
+    parts.filter(pk=2).update(lasts=Cast(Value("1 year"), models.DurationField()))
+
+
+POSTGRESQL = {
+    "a year is not 365 days": Trap(
+        lambda alias: Part.objects.using(alias).exclude(lasts=datetime.timedelta(365)).order_by("pk"),
+        lambda alias: Part.objects.using(alias).filter(pk=2).delete(),
+        make_parts,
+    ),
+    "a year is shorter than 362 days": Trap(
+        lambda alias: Part.objects.using(alias).filter(lasts__lt=datetime.timedelta(362)).order_by("pk"),
+        lambda alias: Part.objects.using(alias).filter(pk=2).delete(),
+        make_parts,
+    ),
+    "a year becomes 365 days": Trap(
+        lambda alias: Part.objects.using(alias).filter(lasts=datetime.timedelta(365)).order_by("pk"),
+        lambda alias: Part.objects.using(alias).filter(pk=2).update(lasts=datetime.timedelta(365)),
+        make_parts,
+    ),
+    "365 days beside a year in a DISTINCT": Trap(
+        lambda alias: Part.objects.using(alias).values_list("lasts").distinct().order_by("lasts"),
+        lambda alias: Part.objects.using(alias).create(pk=3, lasts=datetime.timedelta(365)),
+        lambda alias: (make_parts(alias), Part.objects.using(alias).filter(pk=1).delete()),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POSTGRESQL)
+def test_postgresql_keeps_years(name: str, alias: str, cache: str) -> None:
+    """PostgreSQL compares a year as twelve months of thirty days; its driver shows 365 days."""
+    if connections[alias].vendor != "postgresql":
+        pytest.skip("Durations are numbers there.")
+    check(alias, POSTGRESQL[name])
