@@ -432,3 +432,44 @@ def test_live_reads_see_collations_that_no_field_tells_of(
     model = make_model(definition=definitions[number])
     name, asked, stored = PAIRS[pair]
     keeps_up(alias, model, name, asked, stored)
+
+
+@pytest.mark.parametrize("kind", ["float", "enum"])
+def test_live_reads_see_columns_of_other_types_than_their_fields(kind: str, alias: str, cache: str) -> None:
+    """A float of single precision is another number than it is shown as, and an enum has an order of its own."""
+    vendor = connections[alias].vendor
+    if vendor == "sqlite" or (kind == "enum" and vendor != "postgresql"):
+        pytest.skip("The database has no such type that a field of Django could stand for.")
+    if kind == "enum":
+        with connections[alias].cursor() as cursor:
+            cursor.execute("DROP TYPE IF EXISTS live_cache_mood CASCADE")
+            cursor.execute("CREATE TYPE live_cache_mood AS ENUM ('z', 'm', 'a')")
+    definition = "live_cache_mood" if kind == "enum" else "real" if vendor == "postgresql" else "float"
+
+    with made_models(alias) as create_tables:
+
+        class Odd(models.Model):
+            x: Any = models.CharField(max_length=10) if kind == "enum" else models.FloatField()
+            x.db_type = lambda connection: definition
+
+            class Meta:
+                app_label = "testapp"
+
+        create_tables(Odd)
+        odd = Odd._base_manager.using(alias)
+        if kind == "enum":
+            values: list[Any] = ["z", "m", "a", "z", "m"]
+            questions = [odd.order_by("x")[:2], odd.order_by("-x")[:2], odd.order_by("x")[1:2], odd.filter(x__gt="m")]
+        else:
+            values = [5.0, 1.1, 1234567.5, 1.1]
+            questions = [odd.exclude(x=1.1), odd.filter(x__lte=1.1), odd.filter(x__gt=1.1), odd.filter(x__lt=1234568)]
+        plain = [question.values_list("x", flat=True) for question in questions]
+        key = None
+        for value in values:
+            for each in plain:
+                list(live(each.all()))
+            if key is not None:
+                odd.filter(pk=key).update(x=value)
+                assert [sorted(live(each.all())) for each in plain] == [sorted(each.all()) for each in plain]
+            key = odd.create(x=value).pk
+            assert [sorted(live(each.all())) for each in plain] == [sorted(each.all()) for each in plain]

@@ -3,7 +3,9 @@ How each database compares texts, asked of it once, and again after a change of 
 
 A column may compare otherwise than its database: by a collation of its own, as citext, or as char(n), which knows no
 blanks at the end. Where a field tells of that (``db_collation``, or a class of its own), nothing is compared. But it
-may stand in the DDL alone, made by SQL of a migration or older than the model; so the catalog is asked.
+may stand in the DDL alone, made by SQL of a migration or older than the model; so the catalog is asked. It tells, too,
+of enums, which have an order of their own, and of floats of single precision: as doubles these are other numbers than
+those that the database compares.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from django.db import Error
+from django.db import Error, models
 
 from live_cache.names import shared_database_name
 from live_cache.shapes.truth import TextRules, is_comparable_field
@@ -41,20 +43,26 @@ _SQL: Final = (
     " WHERE d.datname = current_database()"
 )
 
-# Columns of texts that are neither text nor varchar in the collation of the database.
+# Columns of texts that are neither text nor varchar in the collation of the database; and floats of single precision.
 _OWN_POSTGRESQL: Final = (
-    "SELECT DISTINCT c.relname, a.attname FROM pg_catalog.pg_attribute a"
+    "SELECT DISTINCT c.relname, a.attname, a.atttypid = 'pg_catalog.float4'::regtype FROM pg_catalog.pg_attribute a"
     " JOIN pg_catalog.pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'p', 'f')"
     " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
     " AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')"
-    " JOIN pg_catalog.pg_type t ON t.oid = a.atttypid AND t.typcategory = 'S'"
-    " WHERE a.attnum > 0 AND NOT a.attisdropped AND (a.attcollation <> 'pg_catalog.\"default\"'::regcollation"
-    " OR a.atttypid NOT IN ('pg_catalog.text'::regtype, 'pg_catalog.varchar'::regtype))"
+    " JOIN pg_catalog.pg_type t ON t.oid = a.atttypid"
+    " WHERE a.attnum > 0 AND NOT a.attisdropped AND (a.atttypid = 'pg_catalog.float4'::regtype OR t.typcategory = 'E'"
+    " OR (t.typcategory = 'S' AND (a.attcollation <> 'pg_catalog.\"default\"'::regcollation"
+    " OR a.atttypid NOT IN ('pg_catalog.text'::regtype, 'pg_catalog.varchar'::regtype))))"
 )
-_OWN_SQLITE: Final = "SELECT name, lower(sql) FROM sqlite_master WHERE type = 'table' AND sql LIKE '%collate%'"
+_OWN_SQLITE: Final = "SELECT name, lower(sql), 0 FROM sqlite_master WHERE type = 'table' AND sql LIKE '%collate%'"
+_OWN_MYSQL: Final = (
+    "SELECT table_name, column_name, 1 FROM information_schema.columns"
+    " WHERE table_schema = DATABASE() AND data_type = 'float'"
+)
+_OWN: Final = {"postgresql": _OWN_POSTGRESQL, "sqlite": _OWN_SQLITE, "mysql": _OWN_MYSQL}
 
 _known: dict[str, TextRules] = {}
-_known_own: dict[str, dict[str, list[str]]] = {}
+_known_own: dict[str, dict[str, list[tuple[str, bool]]]] = {}
 _version = 0
 
 
@@ -82,9 +90,10 @@ def text_rules_of(connection: BaseDatabaseWrapper, tables: Collection[str]) -> T
         tables: Names, normalised.
     """
     rules = _rules_of(connection)
-    if rules.is_equality_exact and _have_own_rules(connection, tables):
-        return replace(rules, is_equality_exact=False, is_order_by_code_point=False)
-    return rules
+    have_texts, have_floats = _have_own_rules(connection, tables)
+    if have_texts:
+        rules = replace(rules, is_equality_exact=False, is_order_by_code_point=False)
+    return replace(rules, are_floats_doubles=False, is_stored_as_shown=False) if have_floats else rules
 
 
 def _rules_of(connection: BaseDatabaseWrapper) -> TextRules:
@@ -104,37 +113,43 @@ def _rules_of(connection: BaseDatabaseWrapper) -> TextRules:
     return rules
 
 
-def _have_own_rules(connection: BaseDatabaseWrapper, tables: Collection[str]) -> bool:
-    """Return whether a column of *tables* has rules of its own that its field does not tell of, or may have."""
+def _have_own_rules(connection: BaseDatabaseWrapper, tables: Collection[str]) -> tuple[bool, bool]:
+    """Return whether *tables* have texts, or floats, with rules of their own that no field tells of, or may have."""
+    sql = _OWN.get(connection.vendor)
+    if sql is None:
+        return False, False
+    fields = {
+        table: [field for model in models_of_tables().get(table, ()) for field in model._meta.local_concrete_fields]
+        for table in tables
+    }
+    if connection.vendor == "mysql" and not any(
+        type(field) is models.FloatField for table in fields.values() for field in table
+    ):
+        return False, False  # its texts are never compared
     name = shared_database_name(connection)
     own = _known_own.get(name)
     if own is None:
-        rows = _ask(connection, _OWN_POSTGRESQL if connection.vendor == "postgresql" else _OWN_SQLITE)
+        rows = _ask(connection, sql)
         if rows is None:
-            return True
+            return True, True
         own = {}
-        for table, text in rows:
-            own.setdefault(normalize_table(table), []).append(text)
+        for table, column, is_float in rows:
+            own.setdefault(normalize_table(table), []).append((column, bool(is_float)))
         _known_own[name] = own
-    return any(
-        _tells_less(model, own[table], is_text=connection.vendor == "sqlite")
-        for table in own.keys() & tables
-        for model in models_of_tables().get(table, ())
-    )
+    if connection.vendor == "sqlite":
+        return any(_tell_less(fields[table], own[table][0][0]) for table in own.keys() & fields.keys()), False
+    found = {
+        is_float
+        for table in own.keys() & fields.keys()
+        for column, is_float in own[table]
+        if any(field.column == column and is_comparable_field(field) for field in fields[table])
+    }
+    return False in found, True in found
 
 
-def _tells_less(model: Any, own: Sequence[str], *, is_text: bool) -> bool:
-    """
-    Return whether a column with rules of its own belongs to a field of *model* that is compared.
-
-    Args:
-        own: Names of columns; or, as the definition of the table is all that SQLite has, its text.
-    """
-    fields = model._meta.local_concrete_fields
-    if is_text:
-        n_told = sum(getattr(field, "db_collation", None) is not None for field in fields)
-        return sum(text.count("collate") for text in own) > n_told
-    return any(field.column in own and is_comparable_field(field) for field in fields)
+def _tell_less(fields: Sequence[Any], text: str) -> bool:
+    """Return whether *text*, which defines a table and is all that SQLite has, names more collations than *fields*."""
+    return text.count("collate") > sum(getattr(field, "db_collation", None) is not None for field in fields)
 
 
 def _ask(connection: BaseDatabaseWrapper, sql: str) -> list[tuple[Any, ...]] | None:

@@ -73,6 +73,8 @@ class TextRules:
     """Whether datetimes without a zone are stored as they are. A local hour may come twice, to PostgreSQL."""
     is_duration_exact: bool = True
     """Whether durations are stored as shown. PostgreSQL keeps years: one is equal to 360 days, and is shown as 365."""
+    are_floats_doubles: bool = True
+    """Whether floats are shown as the numbers that are compared. Those of single precision are not."""
 
 
 def negation(truth: Truth) -> Truth:
@@ -132,6 +134,8 @@ def compare(left: Any, right: Any, text: TextRules) -> int | None:
     """Return -1, 0 or 1 as *left* sorts before, with or after *right*, ascending; None if that is not known."""
     kind, other = type(left), type(right)
     if kind in _NUMBERS and other in _NUMBERS:
+        if not text.are_floats_doubles and float in (kind, other):
+            return None
         order = _compare_numbers(left, right)
         return _unless_equal(order, text) if Decimal in (kind, other) else order
     if kind is not other:
