@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from django.db import connections
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.errors import FlakyFailure
 from hypothesis.stateful import run_state_machine_as_test
 
 from live_cache import plan as plans
@@ -156,6 +157,10 @@ def test_the_machine_finds_what_is_broken(
     bounded = settings(bounded, deadline=None, suppress_health_check=list(HealthCheck), report_multiple_bugs=False)
     with (
         running_machine("default", Holds(monkeypatch)) as machine,
-        pytest.raises(AssertionError, match="where the database says"),
+        pytest.raises((AssertionError, FlakyFailure)) as found,
     ):
         run_state_machine_as_test(machine, settings=bounded)
+    # Of several threads not every find is one that Hypothesis can repeat.
+    error = found.value
+    errors = error.exceptions if isinstance(error, FlakyFailure) else (error,)
+    assert all("where the database says" in str(each) for each in errors), errors
