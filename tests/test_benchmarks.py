@@ -109,7 +109,7 @@ def test_history_of_a_failing_redis(fault: str, location: str, redis_url: str) -
     pytest.fail(f"Nothing happened: {ours}")
 
 
-@pytest.mark.parametrize(("program", "arguments"), [("bursts", ["--bursts", "3"]), ("history", ["--seconds", "1"])])
+@pytest.mark.parametrize(("program", "arguments"), [("bursts", ["--bursts", "3"]), ("history", ["--seconds", "4"])])
 def test_a_cache_that_takes_every_entry_for_fresh_is_found_out(
     program: str, arguments: list[str], tmp_path: Path
 ) -> None:
