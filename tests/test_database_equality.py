@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from django.core.exceptions import EmptyResultSet
-from django.db import Error, NotSupportedError, connections, models
+from django.db import Error, NotSupportedError, connections, models, transaction
 from django.db.models import Count, Q
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -475,3 +475,22 @@ def test_live_reads_see_columns_of_other_types_than_their_fields(kind: str, alia
                 assert [sorted(live(each.all())) for each in plain] == [sorted(each.all()) for each in plain]
             key = odd.create(x=value).pk
             assert [sorted(live(each.all())) for each in plain] == [sorted(each.all()) for each in plain]
+
+
+def test_what_others_ask_before_the_commit_of_a_change(
+    alias: str, make_model: Callable[..., Any], second_connection: Callable[[str], Any]
+) -> None:
+    """Another thread that asks for the rules of a column sees the old ones, and they do not stay."""
+    connection = connections[alias]
+    if connection.vendor != "postgresql":
+        pytest.skip("A change of the schema commits at once, or cannot change a collation.")
+    table = make_model()._meta.db_table
+
+    def is_exact() -> bool:
+        return text_rules_of(connections[alias], {table}).is_equality_exact
+
+    assert is_exact()
+    with transaction.atomic(using=alias), connection.cursor() as cursor:
+        cursor.execute(f'ALTER TABLE {table} ALTER label TYPE varchar(20) COLLATE "precise_ci"')
+        assert second_connection(alias).run(is_exact)
+    assert not is_exact()

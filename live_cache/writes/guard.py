@@ -15,16 +15,14 @@ from typing import TYPE_CHECKING, Any
 from django.db import connections
 
 from live_cache.conf import settings
-from live_cache.shapes.policies import forget_policies
-from live_cache.shapes.text_rules import forget_text_rules
 from live_cache.sql import Statement, StatementKind, classify, normalize_table
 from live_cache.tables import models_of_tables
 from live_cache.testcases import is_between_blocks
 from live_cache.writes.cascades import tables_changed_by_delete
-from live_cache.writes.engines import forget_engines
 from live_cache.writes.own_transaction import OwnTransaction
 from live_cache.writes.plain_tables import forget_plain_tables
 from live_cache.writes.rows import Untold, run_telling_rows, target_of
+from live_cache.writes.schema_facts import forget_schema_facts
 from live_cache.writes.sending import Sending
 from live_cache.writes.transactions import ConnectionState, state_of
 
@@ -96,10 +94,9 @@ def guard(execute: Execute, sql: Any, params: Any, many: bool, context: dict[str
     if kind is StatementKind.ROLLBACK:
         return state.rolling_back(run)
     if kind is StatementKind.SCHEMA:
-        forget_engines()
-        forget_policies()
-        forget_text_rules()
-    if kind is not StatementKind.WRITE:
+        forget_schema_facts()
+        state.has_changed_schema = True
+    elif kind is not StatementKind.WRITE:
         forget_plain_tables()
     # A function that writes may write the rows of this table too.
     note = "executemany()" if many else "" if statement is understood else "a function that writes"

@@ -28,6 +28,7 @@ from live_cache.testcases import is_between_blocks, is_in_testcase, note_commit,
 from live_cache.writes import hooks, raw_cursor
 from live_cache.writes.engines import tables_without_rollback
 from live_cache.writes.pending import Pending, Ticks
+from live_cache.writes.schema_facts import forget_schema_facts
 from live_cache.writes.sending import LOCKING_MODES, is_sent_once
 from live_cache.writes.session_changes import SessionChanges
 
@@ -111,6 +112,8 @@ class ConnectionState:
         """Whether BEGIN is still to be sent, before the next statement or with it. Never on SQLite."""
         self.is_begun_alone = False
         """Whether BEGIN was sent to MySQL for one statement, and autocommit is still on in the session."""
+        self.has_changed_schema = False
+        """Whether a statement of the running transaction has changed the schema."""
         self.insertion: Insertion | None = None
         """The INSERT that a compiler is sending, whose rows it will tell itself."""
         self.session = SessionChanges()
@@ -164,6 +167,9 @@ class ConnectionState:
 
     def clear(self) -> None:
         """Forget the writes: they are committed and ticked, or rolled back."""
+        if self.has_changed_schema:
+            forget_schema_facts()  # others may have asked while they could see the old one only
+            self.has_changed_schema = False
         self._pending.clear()
         self._fence = ""
         self.has_sqlite_lock = False
