@@ -54,7 +54,8 @@ _OWN_POSTGRESQL: Final = (
     " OR (t.typcategory = 'S' AND (a.attcollation <> 'pg_catalog.\"default\"'::regcollation"
     " OR a.atttypid NOT IN ('pg_catalog.text'::regtype, 'pg_catalog.varchar'::regtype))))"
 )
-_OWN_SQLITE: Final = "SELECT name, lower(sql), 0 FROM sqlite_master WHERE type = 'table' AND sql LIKE '%collate%'"
+_COLLATE: Final = "collate"
+_OWN_SQLITE: Final = f"SELECT name, lower(sql), 0 FROM sqlite_master WHERE type = 'table' AND sql LIKE '%{_COLLATE}%'"
 _OWN_MYSQL: Final = (
     "SELECT table_name, column_name, 1 FROM information_schema.columns"
     " WHERE table_schema = DATABASE() AND data_type = 'float'"
@@ -149,7 +150,7 @@ def _have_own_rules(connection: BaseDatabaseWrapper, tables: Collection[str]) ->
 
 def _tell_less(fields: Sequence[Any], text: str) -> bool:
     """Return whether *text*, which defines a table and is all that SQLite has, names more collations than *fields*."""
-    return text.count("collate") > sum(getattr(field, "db_collation", None) is not None for field in fields)
+    return text.count(_COLLATE) > sum(getattr(field, "db_collation", None) is not None for field in fields)
 
 
 def _ask(connection: BaseDatabaseWrapper, sql: str) -> list[tuple[Any, ...]] | None:
