@@ -347,14 +347,6 @@ def test_live_queryset_pickles(alias: str, books: Any) -> None:
     assert same.filter(pages=100).is_live
 
 
-class OneRouter:
-    """Names the one database for everything."""
-
-    def db_for_read(self, model: type[models.Model], **hints: Any) -> str:
-        """Return the alias to read from."""
-        return "default"
-
-
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
     "read",
@@ -363,7 +355,7 @@ class OneRouter:
 )
 def test_the_database_of_one_read_is_not_that_of_the_queryset(cache: str, settings: Any, read: Any) -> None:
     """What is made of a queryset while another thread evaluates it asks the routers for itself, above all to write."""
-    settings.DATABASE_ROUTERS = ["tests.test_queryset.OneRouter"]
+    settings.DATABASE_ROUTERS = ["tests.test_orm_found.CountingRouter"]
     queryset = live(Tag.objects.all())
     meanwhile = []
 
