@@ -539,10 +539,14 @@ class Draw:
             filtered = Count("pk", filter=self.lookup(model))
             end = lambda q: q.aggregate(s=Sum(path), n=filtered, m=Max(path))  # noqa: E731
         else:
-            dates = [c.name for c in _columns(model) if kind_of(c) in ("date", "datetime")]
+            dates = [c for c in _columns(model) if kind_of(c) in ("date", "datetime")]
             if not dates:
                 return self.asked()
-            queryset = queryset.annotate(y=TruncYear(rng.choice(dates))).values_list("y", flat=True).distinct()
+            column = rng.choice(dates)
+            # Without definitions of time zones MySQL knows no local year of a moment.
+            has_zones = kind_of(column) == "date" or connections[self.alias].features.has_zoneinfo_database
+            year = TruncYear(column.name, tzinfo=None if has_zones else datetime.UTC)
+            queryset = queryset.annotate(y=year).values_list("y", flat=True).distinct()
             order = "bag"
         if is_grouped and is_mysql:
             folds = True
