@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from live_cache import live, recording
+from live_cache.shapes.catalog import CatalogMemo
 from live_cache.shapes.conditions import read_where
 from live_cache.shapes.text_rules import text_rules_of
 from live_cache.shapes.truth import FALSE, NULL, TRUE, position
@@ -494,3 +495,18 @@ def test_what_others_ask_before_the_commit_of_a_change(
         cursor.execute(f'ALTER TABLE {table} ALTER label TYPE varchar(20) COLLATE "precise_ci"')
         assert second_connection(alias).run(is_exact)
     assert not is_exact()
+
+
+def test_an_answer_of_the_catalog_that_a_change_overtakes(alias: str) -> None:
+    """It is given to the one who asked, and not kept: the next one asks again."""
+    n_asked = 0
+
+    def ask(connection: Any) -> int:
+        nonlocal n_asked
+        n_asked += 1
+        if n_asked == 1:
+            memo.forget()
+        return n_asked
+
+    memo = CatalogMemo(ask)
+    assert [memo.of(connections[alias]) for _ in range(3)] == [1, 2, 2]

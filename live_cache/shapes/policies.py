@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from django.db import Error
 
 from live_cache.exceptions import UncachableQueryError
-from live_cache.names import shared_database_name
+from live_cache.shapes.catalog import CatalogMemo
 from live_cache.sql import normalize_table
 
 if TYPE_CHECKING:
@@ -55,10 +55,6 @@ class Policies:
     """Whether all columns of the table may matter."""
 
 
-_known: dict[str, Mapping[str, Policies]] = {}
-_version = 0
-
-
 def policies_of(connection: BaseDatabaseWrapper) -> Mapping[str, Policies]:
     """
     Return the policies of the database behind *connection* by table, normalised. Only tables that enforce them.
@@ -68,24 +64,17 @@ def policies_of(connection: BaseDatabaseWrapper) -> Mapping[str, Policies]:
     """
     if connection.vendor != "postgresql":
         return {}
-    name = shared_database_name(connection)
-    found = _known.get(name)
-    if found is None:
-        found = _known[name] = _ask(connection)
-    return found
+    return _policies.of(connection)
 
 
 def forget_policies() -> None:
     """Ask again: the schema was changed."""
-    global _version
-    if _known:
-        _known.clear()
-        _version += 1
+    _policies.forget()
 
 
 def policies_version() -> int:
     """Return a number that is another one when what was known of policies was forgotten."""
-    return _version
+    return _policies.version
 
 
 def _ask(connection: BaseDatabaseWrapper) -> dict[str, Policies]:
@@ -115,3 +104,6 @@ def _ask(connection: BaseDatabaseWrapper) -> dict[str, Policies]:
         else:
             policies.columns.add(column)
     return found
+
+
+_policies: Final = CatalogMemo(_ask)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from django.db import Error, models
 
 from live_cache.names import shared_database_name
+from live_cache.shapes.catalog import CatalogMemo
 from live_cache.shapes.truth import TextRules, is_comparable_field
 from live_cache.sql import normalize_table
 from live_cache.tables import models_of_tables
@@ -63,21 +64,16 @@ _OWN_MYSQL: Final = (
 _OWN: Final = {"postgresql": _OWN_POSTGRESQL, "sqlite": _OWN_SQLITE, "mysql": _OWN_MYSQL}
 
 _known: dict[str, TextRules] = {}
-_known_own: dict[str, dict[str, list[tuple[str, bool]]]] = {}
-_version = 0
 
 
 def forget_text_rules() -> None:
     """Ask again which columns have rules of their own: the schema was changed."""
-    global _version
-    if _known_own:
-        _known_own.clear()
-        _version += 1
+    _own_rules.forget()
 
 
 def text_rules_version() -> int:
     """Return a number that is another one when what was known of the columns was forgotten."""
-    return _version
+    return _own_rules.version
 
 
 def text_rules_of(connection: BaseDatabaseWrapper, tables: Collection[str]) -> TextRules:
@@ -116,8 +112,7 @@ def _rules_of(connection: BaseDatabaseWrapper) -> TextRules:
 
 def _have_own_rules(connection: BaseDatabaseWrapper, tables: Collection[str]) -> tuple[bool, bool]:
     """Return whether *tables* have texts, or floats, with rules of their own that no field tells of, or may have."""
-    sql = _OWN.get(connection.vendor)
-    if sql is None:
+    if connection.vendor not in _OWN:
         return False, False
     fields = {
         table: [field for model in models_of_tables().get(table, ()) for field in model._meta.local_concrete_fields]
@@ -127,16 +122,10 @@ def _have_own_rules(connection: BaseDatabaseWrapper, tables: Collection[str]) ->
         type(field) is models.FloatField for table in fields.values() for field in table
     ):
         return False, False  # its texts are never compared
-    name = shared_database_name(connection)
-    own = _known_own.get(name)
-    if own is None:
-        rows = _ask(connection, sql)
-        if rows is None:
-            return True, True
-        own = {}
-        for table, column, is_float in rows:
-            own.setdefault(normalize_table(table), []).append((column, bool(is_float)))
-        _known_own[name] = own
+    try:
+        own = _own_rules.of(connection)
+    except LookupError:
+        return True, True
     if connection.vendor == "sqlite":
         return any(_tell_less(fields[table], own[table][0][0]) for table in own.keys() & fields.keys()), False
     found = {
@@ -146,6 +135,17 @@ def _have_own_rules(connection: BaseDatabaseWrapper, tables: Collection[str]) ->
         if any(field.column == column and is_comparable_field(field) for field in fields[table])
     }
     return False in found, True in found
+
+
+def _ask_own_rules(connection: BaseDatabaseWrapper) -> dict[str, list[tuple[str, bool]]]:
+    """Return columns with rules of their own, by table, and whether each is a float. Raises LookupError."""
+    rows = _ask(connection, _OWN[connection.vendor])
+    if rows is None:
+        raise LookupError("The catalog cannot be asked.")
+    own: dict[str, list[tuple[str, bool]]] = {}
+    for table, column, is_float in rows:
+        own.setdefault(normalize_table(table), []).append((column, bool(is_float)))
+    return own
 
 
 def _tell_less(fields: Sequence[Any], text: str) -> bool:
@@ -166,3 +166,6 @@ def _ask(connection: BaseDatabaseWrapper, sql: str) -> list[tuple[Any, ...]] | N
             return list(cursor.fetchall())
     except Error:
         return None
+
+
+_own_rules: Final = CatalogMemo(_ask_own_rules)
