@@ -189,6 +189,12 @@ class Asked:
         return sorted(rows, key=repr) if self.order == "bag" else rows
 
 
+def _repeats_rows(queryset: Any) -> bool:
+    """Return whether a row may come more than once, joined to many."""
+    joined = [getattr(join, "join_field", None) for join in queryset.query.alias_map.values()]
+    return any(field is not None and (field.one_to_many or field.many_to_many) for field in joined)
+
+
 def _folded(item: Any) -> Any:
     if isinstance(item, str):
         return item.lower().rstrip()
@@ -418,7 +424,10 @@ class Draw:
                 parts.append(F(name).asc(nulls_first=True))
             else:
                 parts.append(rng.choice(("", "-")) + name)
-        queryset = queryset.order_by(*parts, *extra, rng.choice(("pk", "-pk")))
+        parts += [*extra, rng.choice(("pk", "-pk"))]
+        if has_x and _repeats_rows(queryset):
+            parts.append("x")  # in which the rows of one object may differ
+        queryset = queryset.order_by(*parts)
         return queryset.reverse() if rng.random() < 0.15 else queryset
 
     def sliced(self, queryset: Any) -> Any:
