@@ -9,15 +9,29 @@ not have is not known, and so could be anything.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from functools import lru_cache
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from live_cache.exceptions import FrameError
-from live_cache.rows.cells import decode_cell, encode_cells
+from live_cache.rows.cells import decode_cell, encode_cell, encode_cells
 from live_cache.rows.primitives import dump, load
 
-__all__ = ["MAX_ROWS", "ChangeKind", "Image", "Record", "RowChange", "decode_record", "encode_record"]
+__all__ = [
+    "DELETE",
+    "HOLE",
+    "MAX_ROWS",
+    "UPDATE_OF_COLUMNS",
+    "ChangeKind",
+    "Image",
+    "Record",
+    "RowCells",
+    "RowChange",
+    "decode_record",
+    "encode_record",
+    "layout_of",
+]
 
 MAX_ROWS: Final = 900
 """Rows of one table that one transaction changes precisely; more are a change of the table."""
@@ -26,9 +40,12 @@ ChangeKind: TypeAlias = Literal["insert", "update", "delete"]
 Image: TypeAlias = Mapping[str, Any]
 """Values by column. A value is None, bool, int, float, str, bytes, Decimal, date, datetime, time, timedelta or UUID."""
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _SHORT_CHARS: Final = 24
-_KINDS: Final[tuple[ChangeKind, ...]] = ("insert", "update", "delete")
+INSERT, UPDATE, DELETE, UPDATE_OF_COLUMNS = range(4)
+_KINDS: Final[tuple[ChangeKind, ...]] = ("insert", "update", "delete", "update")
+HOLE: Final[list[object]] = []
+"""Stands among the cells of an image where it does not have the column. No cell is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +61,25 @@ class RowChange:
     """The row as it was; None where that is not known, and for an insert."""
     after: Image | None
     """The row as it is now, whole; None where that is not known, and for a delete."""
+
+
+class RowCells(NamedTuple):
+    """
+    A RowChange as it stands in a record.
+
+    An image is a list of cells (live_cache.rows.cells) and holes, one for each name of the layout.
+    """
+
+    layout: bytes
+    """Names of columns, from layout_of()."""
+    kind: int
+    """Of _KINDS. After UPDATE_OF_COLUMNS the row is as before, but for the columns."""
+    key: list[object] | None
+    columns: list[int] | None
+    """Numbers of names."""
+    before: list[object] | None
+    after: list[object] | None
+    """After UPDATE_OF_COLUMNS one cell or hole for each of the columns, and no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +113,9 @@ class Record:
         return frozenset(values)
 
 
-def encode_record(rows: Sequence[RowChange] | None, *, note: str = "", limit_bytes: int | None = None) -> bytes:
+def encode_record(
+    rows: Sequence[RowChange | RowCells] | None, *, note: str = "", limit_bytes: int | None = None
+) -> bytes:
     """
     Return the record of a change that is being committed now.
 
@@ -89,9 +127,12 @@ def encode_record(rows: Sequence[RowChange] | None, *, note: str = "", limit_byt
         UncachableValueError: An image holds a value of another type than images have.
     """
     at_ns = time.time_ns()
-    record = _encode(rows, at_ns, note, longest=None)
-    if rows is not None and limit_bytes is not None and len(record) > limit_bytes:
-        record = _encode(rows, at_ns, note, longest=_SHORT_CHARS)
+    if rows is None:
+        return dump([_VERSION, at_ns, note, [], None])
+    told = [row if isinstance(row, RowCells) else _cells_of(row) for row in rows]
+    record = _encode(told, at_ns, note)
+    if limit_bytes is not None and len(record) > limit_bytes:
+        record = _encode([_shortened(row) for row in told], at_ns, note)
     return record
 
 
@@ -103,9 +144,10 @@ def decode_record(data: bytes) -> Record:
         FrameError: It is no record, or one of another version.
     """
     try:
-        version, at_ns, note, names, encoded = load(data)
+        version, at_ns, note, layouts, encoded = load(data)
         if version != _VERSION:
             raise FrameError(f"A record of the log has the version {version!r}.")
+        names = [_names_in(layout) for layout in layouts]
         return Record(at_ns, None if encoded is None else tuple([_decode_row(row, names) for row in encoded]), note)
     except FrameError:
         raise
@@ -113,69 +155,101 @@ def decode_record(data: bytes) -> Record:
         raise FrameError(f"A record of the log is malformed: {error}") from error
 
 
-def _encode(rows: Sequence[RowChange] | None, at_ns: int, note: str, *, longest: int | None) -> bytes:
-    # Each column is named once, and stands in the rows by its number there.
-    numbers: dict[str, int] = {}
-    encoded = None if rows is None else [_encode_row(row, numbers, longest) for row in rows]
+@lru_cache(maxsize=512)
+def layout_of(names: tuple[str, ...]) -> bytes:
+    """Return *names* as a record holds them. They are the same for most changes of a table."""
+    return dump(list(names))
+
+
+@lru_cache(maxsize=512)
+def _names_in(layout: bytes) -> tuple[str, ...]:
+    return tuple(load(layout))
+
+
+def _encode(rows: Sequence[RowCells], at_ns: int, note: str) -> bytes:
+    # Each layout stands once, and in the rows by its number.
+    numbers: dict[bytes, int] = {}
+    encoded = [
+        [numbers.setdefault(layout, len(numbers)), kind, key, columns, before, after]
+        for layout, kind, key, columns, before, after in rows
+    ]
     return dump([_VERSION, at_ns, note, list(numbers), encoded])
 
 
-def _encode_row(row: RowChange, numbers: dict[str, int], longest: int | None) -> list[object]:
-    before, after = row.before, row.after
-    if longest is not None:
-        before, after = _short(before, longest), _short(after, longest)
-    missing: list[int] = []
-    if row.kind == "update" and before is not None and after is not None:
-        # Most columns of an updated row are as they were, and most of those hold the same objects.
-        if not before.keys() <= after.keys():
-            missing = [numbers.setdefault(name, len(numbers)) for name in before if name not in after]
-        others = [item for item in after.items() if before.get(item[0], _ABSENT) is not item[1]]
-        after = {name: value for name, value in others if not _is_same(before.get(name, _ABSENT), value)}
-    return [
-        _KINDS.index(row.kind),
-        None if row.key is None else encode_cells(row.key),
-        None if row.columns is None else [numbers.setdefault(name, len(numbers)) for name in sorted(row.columns)],
-        _encode_image(before, numbers),
-        _encode_image(after, numbers),
-        missing,
-    ]
+def _cells_of(change: RowChange) -> RowCells:
+    before, after, columns = change.before, change.after, change.columns
+    names = tuple(dict.fromkeys([*(before or ()), *(after or ()), *sorted(columns or ())]))
+    kind = _KINDS.index(change.kind)
+    numbers = None if columns is None else [number for number, name in enumerate(names) if name in columns]
+    new = None
+    if after is not None:
+        if kind == UPDATE and numbers is not None and before is not None and _is_same_but(columns, before, after):
+            kind = UPDATE_OF_COLUMNS
+            new = _cells(after, [names[number] for number in numbers])
+        else:
+            new = _cells(after, names)
+    return RowCells(
+        layout_of(names),
+        kind,
+        None if change.key is None else encode_cells(change.key),
+        numbers,
+        None if before is None else _cells(before, names),
+        new,
+    )
 
 
-def _decode_row(encoded: list[Any], names: list[str]) -> RowChange:
-    kind, key, columns, raw_before, raw_after, missing = encoded
-    before, after = _decode_image(raw_before, names), _decode_image(raw_after, names)
-    if _KINDS[kind] == "update" and before is not None and after is not None:
-        after = before | after
-        for number in missing:
-            del after[names[number]]
+def _is_same_but(columns: Container[str] | None, before: Image, after: Image) -> bool:
+    """Return whether *after* holds what *before* does, where no other than *columns* are looked at."""
+    return all(
+        columns is not None and (name in columns or _is_same(before.get(name, _ABSENT), after.get(name, _ABSENT)))
+        for name in {**before, **after}
+    )
+
+
+def _cells(image: Image, names: Sequence[str]) -> list[object]:
+    return [encode_cell(image[name]) if name in image else HOLE for name in names]
+
+
+def _shortened(row: RowCells) -> RowCells:
+    return row._replace(before=_short_cells(row.before), after=_short_cells(row.after))
+
+
+def _short_cells(cells: list[object] | None) -> list[object] | None:
+    return None if cells is None else [HOLE if _is_long(cell) else cell for cell in cells]
+
+
+def _is_long(cell: object) -> bool:
+    value = decode_cell(cell) if cell else None
+    return isinstance(value, str | bytes) and len(value) > _SHORT_CHARS
+
+
+def _decode_row(encoded: list[Any], layouts: list[tuple[str, ...]]) -> RowChange:
+    number, kind, key, columns, raw_before, raw_after = encoded
+    names = layouts[number]
+    changed = None if columns is None else [names[number] for number in columns]
+    before = _decode_image(raw_before, names)
+    after = _decode_image(raw_after, names if kind != UPDATE_OF_COLUMNS else changed or ())
+    if kind == UPDATE_OF_COLUMNS:
+        if before is None or changed is None or after is None:
+            raise FrameError("An update of columns in a record of the log lacks them, or an image.")
+        after = {name: value for name, value in before.items() if name not in changed} | after
     return RowChange(
         _KINDS[kind],
         None if key is None else tuple(map(decode_cell, key)),
-        None if columns is None else frozenset([names[number] for number in columns]),
+        None if changed is None else frozenset(changed),
         before,
         after,
     )
 
 
-def _short(image: Image | None, longest: int) -> Image | None:
-    if image is None:
-        return image
-    return {name: value for name, value in image.items() if not isinstance(value, str | bytes) or len(value) <= longest}
-
-
-def _encode_image(image: Image | None, numbers: dict[str, int]) -> object:
-    if image is None:
+def _decode_image(cells: list[Any] | None, names: Sequence[str]) -> dict[str, Any] | None:
+    if cells is None:
         return None
-    flat: list[object] = [None] * (2 * len(image))
-    flat[::2] = [numbers.setdefault(name, len(numbers)) for name in image]
-    flat[1::2] = encode_cells(image.values())
-    return flat
-
-
-def _decode_image(flat: list[Any] | None, names: list[str]) -> dict[str, Any] | None:
-    if flat is None:
-        return None
-    return {names[number]: decode_cell(cell) for number, cell in zip(flat[::2], flat[1::2], strict=True)}
+    return {
+        name: cell if type(cell) in _PLAIN else decode_cell(cell)
+        for name, cell in zip(names, cells, strict=True)
+        if cell != HOLE
+    }
 
 
 _ABSENT: Final = object()

@@ -16,7 +16,8 @@ from uuid import UUID
 
 from django.db import connections, models
 
-from live_cache.changes import RowChange
+from live_cache.changes import DELETE, HOLE, UPDATE_OF_COLUMNS, RowCells, layout_of
+from live_cache.rows.cells import INT_MAX, INT_MIN, encode_cell
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -27,6 +28,8 @@ LONGEST_STR: Final = 200
 """Longer strings stay out of images: a record has to be short."""
 
 Row = Sequence[Any]
+_Field = tuple[Any, tuple[Callable[..., Any], ...]]
+"""What Django's converters of a column take, and these, in their order."""
 
 _FIELDS: Final = frozenset(
     {
@@ -125,23 +128,16 @@ class Columns:
         self.is_complete = fields.keys() <= set(names) and len(set(names)) == len(names)
         """Whether every field of the model is there, so that no change can go unseen."""
         self.key: tuple[int, ...] = ()
-        self._key_names: tuple[str, ...] = ()
-        self._image: tuple[tuple[int, str, Any, tuple[Callable[..., Any], ...]], ...] = ()
+        self._layout = b""
+        self._fields: tuple[_Field | None, ...] = ()
+        """One for each name; None where values stand in no image."""
         if not self.is_complete:
             return
+        self._layout = layout_of(names)
         positions = {name: position for position, name in enumerate(names)}
         self.key = tuple(positions[column] for column in key_columns(model))
-        image = []
-        for column, field in fields.items():
-            if is_in_images(field):
-                expression: Any = field.get_col(model._meta.db_table)
-                # In the order in which SQLCompiler.apply_converters() takes them (read in Django 5.2 and 6.1).
-                converters = connection.ops.get_db_converters(expression) + expression.get_db_converters(connection)
-                image.append((positions[column], column, expression, tuple(converters)))
-        self._image = tuple(image)
-        self._key_names = tuple([names[position] for position in self.key])
-        known = {position for position, *_ in image}
-        self.has_key = bool(self.key) and known.issuperset(self.key)
+        self._fields = tuple([_field(fields.get(name), connection) for name in names])
+        self.has_key = bool(self.key) and all(self._fields[position] is not None for position in self.key)
         """Whether rows can be told apart by their key."""
 
     def raw_key(self, row: Row) -> tuple[Any, ...] | None:
@@ -155,10 +151,11 @@ class Columns:
     def image(self, row: Row, connection: BaseDatabaseWrapper, columns: Container[str] | None = None) -> dict[str, Any]:
         """Return the image of *row*, or of some columns of it."""
         image = {}
-        for position, column, expression, converters in self._image:
-            if columns is not None and column not in columns:
+        for column, field, raw in zip(self.names, self._fields, row, strict=True):
+            if field is None or (columns is not None and column not in columns):
                 continue
-            raw = value = row[position]
+            value = raw
+            expression, converters = field
             for converter in converters:
                 value = converter(value, expression, connection)
             kind = type(value)
@@ -167,46 +164,69 @@ class Columns:
                 image[column] = value
         return image
 
-    def change(self, before: Row | None, after: Row | None, connection: BaseDatabaseWrapper) -> RowChange | None:
+    def updated(self, before: Row, after: Row, connection: BaseDatabaseWrapper) -> RowCells | None:
         """
-        Return what has become of one row, or None if it is as it was.
+        Return the update of one row, or None if the row is as it was.
 
-        Args:
-            before: None for a row that was inserted.
-            after: None for a row that was deleted.
+        Raises:
+            UncachableValueError: A value is of a kind that records do not hold.
+            Exception: Whatever a converter of values raises.
         """
-        columns = None
-        if before is not None and after is not None:
-            changed = []
-            for name, old, new in zip(self.names, before, after, strict=True):
-                if old is not new:
-                    kind = type(old)
-                    # Most columns end here.
-                    if kind is type(new) and kind in _EXACT and old == new:
-                        continue
-                    if not _is_same(old, new):
-                        changed.append(name)
-            if not changed:
-                return None
-            columns = frozenset(changed)
-        image_before = None if before is None else self.image(before, connection)
-        image_after = None if after is None else self.image(after, connection, columns)
-        if columns is not None and image_before is not None and image_after is not None:
-            kept = {name: value for name, value in image_before.items() if name not in columns}
-            image_after = kept | image_after
-        key = self._key_of(image_before if image_before is not None else image_after)
-        if before is None:
-            return RowChange("insert", key, None, None, image_after)
-        if after is None:
-            return RowChange("delete", key, None, image_before, None)
-        return RowChange("update", key, columns, image_before, image_after)
-
-    def _key_of(self, image: dict[str, Any] | None) -> tuple[Any, ...] | None:
-        assert image is not None
-        try:
-            return tuple([image[name] for name in self._key_names])
-        except KeyError:
+        changed = []
+        for position, (old, new) in enumerate(zip(before, after, strict=True)):
+            if old is not new:
+                kind = type(old)
+                # Most columns end here.
+                if kind is type(new) and kind in _EXACT and old == new:
+                    continue
+                if not _is_same(old, new):
+                    changed.append(position)
+        if not changed:
             return None
+        cells = self._cells(before, self._fields, connection)
+        now = self._cells([after[n] for n in changed], [self._fields[n] for n in changed], connection)
+        return RowCells(self._layout, UPDATE_OF_COLUMNS, self._key_cells(cells), changed, cells, now)
+
+    def deleted(self, row: Row, connection: BaseDatabaseWrapper) -> RowCells:
+        """Return the delete of *row*. Raises what updated() does."""
+        cells = self._cells(row, self._fields, connection)
+        return RowCells(self._layout, DELETE, self._key_cells(cells), None, cells, None)
+
+    def _cells(self, row: Row, fields: Sequence[_Field | None], connection: BaseDatabaseWrapper) -> list[object]:
+        """Return the cells of an image. Each save() of a watched table comes here, so few values cost a call."""
+        cells: list[object] = []
+        for raw, field in zip(row, fields, strict=True):
+            if field is None:
+                cells.append(HOLE)
+                continue
+            value = raw
+            expression, converters = field
+            for converter in converters:
+                value = converter(value, expression, connection)
+            kind = type(value)
+            if kind is str:
+                is_short = len(value) <= LONGEST_STR
+                cells.append(HOLE if not is_short else value if value.isascii() else encode_cell(value))
+            elif kind is bool or (kind is int and INT_MIN <= value <= INT_MAX):
+                cells.append(value)
+            elif value is None:
+                cells.append(None if raw is None else HOLE)  # as in image()
+            else:
+                cells.append(encode_cell(value) if _is_told(value) else HOLE)
+        return cells
+
+    def _key_cells(self, cells: list[object]) -> list[object] | None:
+        key = [cells[position] for position in self.key]
+        return None if HOLE in key else key
+
+
+def _field(field: Any, connection: BaseDatabaseWrapper) -> _Field | None:
+    if field is None or not is_in_images(field):
+        return None
+    expression = field.get_col(field.model._meta.db_table)
+    # In the order in which SQLCompiler.apply_converters() takes them (read in Django 5.2 and 6.1).
+    converters = connection.ops.get_db_converters(expression) + expression.get_db_converters(connection)
+    return expression, tuple(converters)
 
 
 def columns_of(model: type[models.Model], connection: BaseDatabaseWrapper, names: tuple[str, ...]) -> Columns:
@@ -226,4 +246,6 @@ def _is_same(before: Any, after: Any) -> bool:
         return False
     if kind is timedelta and abs(before) >= _YEAR:
         return False  # PostgreSQL keeps years, which are shown as 365 days and are not equal to them
+    if kind is datetime and before.tzinfo is after.tzinfo:
+        return bool(before.fold == after.fold)  # repr() takes far longer
     return kind in _EXACT or repr(before) == repr(after)

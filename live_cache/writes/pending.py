@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from live_cache.changes import MAX_ROWS, RowChange, encode_record
+from live_cache.changes import MAX_ROWS, RowCells, RowChange, encode_record
 from live_cache.exceptions import UncachableValueError
 from live_cache.ledger.clocks import MAX_RECORD_BYTES, ROWS_SLOT, TABLE_SLOT
 
@@ -61,7 +61,7 @@ class Pending:
 
     def __init__(self) -> None:
         self._notes: dict[str, str] = {}
-        self._rows: dict[str, list[RowChange]] = {}
+        self._rows: dict[str, list[RowChange | RowCells]] = {}
         self.is_everything = False
         """Whether a statement was not understood, so that any table may have been written."""
 
@@ -88,7 +88,7 @@ class Pending:
             self._rows.pop(table, None)
         self.is_everything = self.is_everything or is_everything
 
-    def add_rows(self, table: str, changes: Sequence[RowChange]) -> None:
+    def add_rows(self, table: str, changes: Sequence[RowChange | RowCells]) -> None:
         """Note what has become of rows of *table*."""
         if not changes or table in self._notes:
             return
@@ -127,7 +127,7 @@ class Pending:
         return Ticks(slots, records)
 
 
-def _record_of(rows: Sequence[RowChange]) -> bytes:
+def _record_of(rows: Sequence[RowChange | RowCells]) -> bytes:
     """Return the record of *rows*, or nothing if a log does not take it."""
     try:
         record = encode_record(rows, limit_bytes=MAX_RECORD_BYTES)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from django.db import Error
 
-from live_cache.changes import MAX_ROWS, RowChange
+from live_cache.changes import MAX_ROWS
+from live_cache.exceptions import UncachableValueError
 from live_cache.ledger import fences_postgresql
 from live_cache.sql import Statement, normalize_table
 from live_cache.sql.row_writes import RowWrite, read_row_write
@@ -75,7 +76,8 @@ class _Before(NamedTuple):
 
 
 class _Told(NamedTuple):
-    changes: list[RowChange]
+    changes: list[Any]
+    """RowCells."""
     fence: str = ""
     """Of the transaction, where it was learned on the way; see ledger.fences."""
 
@@ -222,6 +224,8 @@ def attempt(connection: BaseDatabaseWrapper, read: Callable[[], T]) -> T | Untol
                 raise
     except Untold as reason:
         return reason
+    except UncachableValueError:
+        return Untold("a value of a kind that records do not hold")
     except Error as error:
         if _is_fatal(connection, error):
             raise
@@ -326,8 +330,7 @@ def _changes(target: Target, before: _Before, connection: BaseDatabaseWrapper, c
 
 
 def _deleted(before: _Before, connection: BaseDatabaseWrapper, *, fence: str = "") -> _Told:
-    found = [before.columns.change(row, None, connection) for row in before.rows.values()]
-    return _Told([change for change in found if change is not None], fence)
+    return _Told([before.columns.deleted(row, connection) for row in before.rows.values()], fence)
 
 
 def _updated(
@@ -335,7 +338,7 @@ def _updated(
 ) -> _Told:
     if after.keys() != before.rows.keys():
         raise Untold("rows that are not found again by their key")
-    found = [before.columns.change(row, after[key], connection) for key, row in before.rows.items()]
+    found = [before.columns.updated(row, after[key], connection) for key, row in before.rows.items()]
     return _Told([change for change in found if change is not None], fence)
 
 
