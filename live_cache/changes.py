@@ -9,7 +9,7 @@ not have is not known, and so could be anything.
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -31,6 +31,7 @@ __all__ = [
     "decode_record",
     "encode_record",
     "layout_of",
+    "numbers_of",
 ]
 
 MAX_ROWS: Final = 900
@@ -75,8 +76,8 @@ class RowCells(NamedTuple):
     kind: int
     """Of _KINDS. After UPDATE_OF_COLUMNS the row is as before, but for the columns."""
     key: list[object] | None
-    columns: list[int] | None
-    """Numbers of names."""
+    columns: bytes | list[int] | None
+    """Numbers of names, from numbers_of()."""
     before: list[object] | None
     after: list[object] | None
     """After UPDATE_OF_COLUMNS one cell or hole for each of the columns, and no others."""
@@ -129,7 +130,8 @@ def encode_record(
     at_ns = time.time_ns()
     if rows is None:
         return dump([_VERSION, at_ns, note, [], None])
-    told = [row if isinstance(row, RowCells) else _cells_of(row) for row in rows]
+    names = _names_of([row for row in rows if isinstance(row, RowChange)])
+    told = [row if isinstance(row, RowCells) else _cells_of(row, names) for row in rows]
     record = _encode(told, at_ns, note)
     if limit_bytes is not None and len(record) > limit_bytes:
         record = _encode([_shortened(row) for row in told], at_ns, note)
@@ -161,6 +163,11 @@ def layout_of(names: tuple[str, ...]) -> bytes:
     return dump(list(names))
 
 
+def numbers_of(changed: list[int], names: Sequence[str]) -> bytes | list[int]:
+    """Return the numbers of some of *names* as a row holds them. A list takes the encoder far longer than bytes."""
+    return bytes(changed) if len(names) <= 256 else changed
+
+
 @lru_cache(maxsize=512)
 def _names_in(layout: bytes) -> tuple[str, ...]:
     return tuple(load(layout))
@@ -176,33 +183,40 @@ def _encode(rows: Sequence[RowCells], at_ns: int, note: str) -> bytes:
     return dump([_VERSION, at_ns, note, list(numbers), encoded])
 
 
-def _cells_of(change: RowChange) -> RowCells:
+def _names_of(changes: Iterable[RowChange]) -> tuple[str, ...]:
+    """Return the names of all columns of *changes*: one layout for all, whatever their images do not have."""
+    names: dict[str, None] = {}
+    for change in changes:
+        for some in (change.before, change.after, change.columns and sorted(change.columns)):
+            names.update(dict.fromkeys(some or ()))
+    return tuple(names)
+
+
+def _cells_of(change: RowChange, names: tuple[str, ...]) -> RowCells:
     before, after, columns = change.before, change.after, change.columns
-    names = tuple(dict.fromkeys([*(before or ()), *(after or ()), *sorted(columns or ())]))
     kind = _KINDS.index(change.kind)
-    numbers = None if columns is None else [number for number, name in enumerate(names) if name in columns]
-    new = None
-    if after is not None:
-        if kind == UPDATE and numbers is not None and before is not None and _is_same_but(columns, before, after):
+    numbers = None
+    names_after: Sequence[str] = names
+    if columns is not None:
+        changed = [number for number, name in enumerate(names) if name in columns]
+        numbers = numbers_of(changed, names)
+        if kind == UPDATE and before is not None and after is not None and _is_same_but(columns, before, after):
             kind = UPDATE_OF_COLUMNS
-            new = _cells(after, [names[number] for number in numbers])
-        else:
-            new = _cells(after, names)
+            names_after = [names[number] for number in changed]
     return RowCells(
         layout_of(names),
         kind,
         None if change.key is None else encode_cells(change.key),
         numbers,
         None if before is None else _cells(before, names),
-        new,
+        None if after is None else _cells(after, names_after),
     )
 
 
-def _is_same_but(columns: Container[str] | None, before: Image, after: Image) -> bool:
-    """Return whether *after* holds what *before* does, where no other than *columns* are looked at."""
+def _is_same_but(columns: Container[str], before: Image, after: Image) -> bool:
+    """Return whether two images have and hold the same, where no other than *columns* are looked at."""
     return all(
-        columns is not None and (name in columns or _is_same(before.get(name, _ABSENT), after.get(name, _ABSENT)))
-        for name in {**before, **after}
+        name in columns or _is_same(before.get(name, _ABSENT), after.get(name, _ABSENT)) for name in {**before, **after}
     )
 
 

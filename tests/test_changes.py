@@ -86,9 +86,19 @@ def test_rows_of_several_layouts_stand_in_one_record() -> None:
         RowChange("delete", (2,), None, {"b": 2}, None),
         RowChange("insert", (3,), None, None, {"a": 3, "b": 4}),
     ]
-    assert decode_record(encode_record(rows)).rows == tuple(rows)
+    cells = RowCells(layout_of(("z", "a")), UPDATE_OF_COLUMNS, [4], b"\1", [5, 6], [7])
+    update = RowChange("update", (4,), frozenset({"a"}), {"z": 5, "a": 6}, {"z": 5, "a": 7})
+    assert decode_record(encode_record([*rows, cells])).rows == (*rows, update)
     assert decode_record(encode_record(())).rows == ()
     assert decode_record(encode_record(None, note="all")).rows is None
+
+
+def test_a_table_may_have_more_columns_than_a_byte_counts() -> None:
+    """PostgreSQL allows 1,600."""
+    before = {f"c{number}": number for number in range(400)}
+    after = before | {"c3": 0, "c300": 0}
+    change = RowChange("update", (0,), frozenset({"c3", "c300"}), before, after)
+    assert decode_record(encode_record([change])).rows == (change,)
 
 
 def test_the_longest_values_are_left_out_of_a_record_that_is_too_long() -> None:
@@ -117,6 +127,7 @@ def test_a_value_that_no_image_holds_is_refused() -> None:
         ((4, 0), [0]),
         ((4, 0, 1), 9),
         ((4, 0, 3), None),
+        ((4, 0, 3), b"\5"),
         ((4, 0, 3), [5]),
         ((4, 0, 4), None),
         ((4, 0, 4), [1, 2, 3]),

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from django.db import connections, models
 
-from live_cache.changes import DELETE, HOLE, UPDATE_OF_COLUMNS, RowCells, layout_of
+from live_cache.changes import DELETE, HOLE, UPDATE_OF_COLUMNS, RowCells, layout_of, numbers_of
 from live_cache.rows.cells import INT_MAX, INT_MIN, encode_cell
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ LONGEST_STR: Final = 200
 """Longer strings stay out of images: a record has to be short."""
 
 Row = Sequence[Any]
-_Field = tuple[Any, tuple[Callable[..., Any], ...]]
+_Converters = tuple[Any, tuple[Callable[..., Any], ...]]
 """What Django's converters of a column take, and these, in their order."""
 
 _FIELDS: Final = frozenset(
@@ -129,20 +129,24 @@ class Columns:
         """Whether every field of the model is there, so that no change can go unseen."""
         self.key: tuple[int, ...] = ()
         self._layout = b""
-        self._fields: tuple[_Field | None, ...] = ()
-        """One for each name; None where values stand in no image."""
+        self._converters: dict[int, _Converters] = {}
+        """By position, without those of columns whose values are as the driver gives them."""
         if not self.is_complete:
             return
         self._layout = layout_of(names)
         positions = {name: position for position, name in enumerate(names)}
         self.key = tuple(positions[column] for column in key_columns(model))
-        self._fields = tuple([_field(fields.get(name), connection) for name in names])
-        self.has_key = bool(self.key) and all(self._fields[position] is not None for position in self.key)
+        in_images = {name: field for name, field in fields.items() if is_in_images(field)}
+        self.has_key = bool(self.key) and all(names[position] in in_images for position in self.key)
         """Whether rows can be told apart by their key."""
+        for position, name in enumerate(names):
+            converters = _converters_of(in_images[name], connection) if name in in_images else _NOT_IN_IMAGES
+            if converters[1]:
+                self._converters[position] = converters
 
     def raw_key(self, row: Row) -> tuple[Any, ...] | None:
         """Return the key of *row* as the driver gives it, or None if it cannot be used to find the row again."""
-        key = tuple([row[position] for position in self.key])
+        key = (row[self.key[0]],) if len(self.key) == 1 else tuple([row[position] for position in self.key])
         for value in key:
             if type(value) not in _KEY_TYPES:
                 return None
@@ -151,17 +155,11 @@ class Columns:
     def image(self, row: Row, connection: BaseDatabaseWrapper, columns: Container[str] | None = None) -> dict[str, Any]:
         """Return the image of *row*, or of some columns of it."""
         image = {}
-        for column, field, raw in zip(self.names, self._fields, row, strict=True):
-            if field is None or (columns is not None and column not in columns):
-                continue
-            value = raw
-            expression, converters = field
-            for converter in converters:
-                value = converter(value, expression, connection)
-            kind = type(value)
-            # What SQLite has stored may be no value of the field: it is shown as None, and is not NULL to the database.
-            if raw is None if value is None else kind is int or kind is bool or _is_told(value):
-                image[column] = value
+        for position, (column, raw) in enumerate(zip(self.names, row, strict=True)):
+            if columns is None or column in columns:
+                value = self._converted(raw, self._converters.get(position), connection)
+                if _is_told(value):
+                    image[column] = value
         return image
 
     def updated(self, before: Row, after: Row, connection: BaseDatabaseWrapper) -> RowCells | None:
@@ -183,50 +181,66 @@ class Columns:
                     changed.append(position)
         if not changed:
             return None
-        cells = self._cells(before, self._fields, connection)
-        now = self._cells([after[n] for n in changed], [self._fields[n] for n in changed], connection)
-        return RowCells(self._layout, UPDATE_OF_COLUMNS, self._key_cells(cells), changed, cells, now)
+        cells = self._cells(before, self._converters.items(), connection)
+        converters = [(n, self._converters[p]) for n, p in enumerate(changed) if p in self._converters]
+        now = self._cells([after[position] for position in changed], converters, connection)
+        numbers = numbers_of(changed, self.names)
+        return RowCells(self._layout, UPDATE_OF_COLUMNS, self._key_cells(cells), numbers, cells, now)
 
     def deleted(self, row: Row, connection: BaseDatabaseWrapper) -> RowCells:
         """Return the delete of *row*. Raises what updated() does."""
-        cells = self._cells(row, self._fields, connection)
+        cells = self._cells(row, self._converters.items(), connection)
         return RowCells(self._layout, DELETE, self._key_cells(cells), None, cells, None)
 
-    def _cells(self, row: Row, fields: Sequence[_Field | None], connection: BaseDatabaseWrapper) -> list[object]:
-        """Return the cells of an image. Each save() of a watched table comes here, so few values cost a call."""
-        cells: list[object] = []
-        for raw, field in zip(row, fields, strict=True):
-            if field is None:
-                cells.append(HOLE)
-                continue
-            value = raw
-            expression, converters = field
-            for converter in converters:
-                value = converter(value, expression, connection)
+    def _cells(
+        self, row: Row, converters: Iterable[tuple[int, _Converters]], connection: BaseDatabaseWrapper
+    ) -> list[object]:
+        """
+        Return the cells of an image. Each save() of a watched table comes here: most values are left as they are.
+
+        Args:
+            converters: By position in *row*.
+        """
+        cells: list[Any] = list(row)
+        for position, known in converters:
+            cells[position] = self._converted(cells[position], known, connection)
+        for position, value in enumerate(cells):
             kind = type(value)
-            if kind is str:
-                is_short = len(value) <= LONGEST_STR
-                cells.append(HOLE if not is_short else value if value.isascii() else encode_cell(value))
-            elif kind is bool or (kind is int and INT_MIN <= value <= INT_MAX):
-                cells.append(value)
-            elif value is None:
-                cells.append(None if raw is None else HOLE)  # as in image()
-            else:
-                cells.append(encode_cell(value) if _is_told(value) else HOLE)
+            if value is None or kind is bool or (kind is int and INT_MIN <= value <= INT_MAX):
+                continue
+            if kind is not str:
+                cells[position] = encode_cell(value) if _is_told(value) else HOLE
+            elif len(value) > LONGEST_STR:
+                cells[position] = HOLE
+            elif not value.isascii():
+                cells[position] = encode_cell(value)
         return cells
+
+    @staticmethod
+    def _converted(raw: Any, converters: _Converters | None, connection: BaseDatabaseWrapper) -> Any:
+        """Return *raw* as the ORM gives it, or HOLE."""
+        if converters is None:
+            return raw
+        value = raw
+        expression, functions = converters
+        for function in functions:
+            value = function(value, expression, connection)
+        # What SQLite has stored may be no value of the field: it is shown as None, and is not NULL to the database.
+        return HOLE if value is None and raw is not None else value
 
     def _key_cells(self, cells: list[object]) -> list[object] | None:
         key = [cells[position] for position in self.key]
         return None if HOLE in key else key
 
 
-def _field(field: Any, connection: BaseDatabaseWrapper) -> _Field | None:
-    if field is None or not is_in_images(field):
-        return None
+def _converters_of(field: Any, connection: BaseDatabaseWrapper) -> _Converters:
     expression = field.get_col(field.model._meta.db_table)
     # In the order in which SQLCompiler.apply_converters() takes them (read in Django 5.2 and 6.1).
     converters = connection.ops.get_db_converters(expression) + expression.get_db_converters(connection)
     return expression, tuple(converters)
+
+
+_NOT_IN_IMAGES: Final[_Converters] = (None, (lambda value, expression, connection: HOLE,))
 
 
 def columns_of(model: type[models.Model], connection: BaseDatabaseWrapper, names: tuple[str, ...]) -> Columns:
@@ -246,6 +260,11 @@ def _is_same(before: Any, after: Any) -> bool:
         return False
     if kind is timedelta and abs(before) >= _YEAR:
         return False  # PostgreSQL keeps years, which are shown as 365 days and are not equal to them
+    if kind in _EXACT:
+        return True
+    # What is known without repr(), which takes far longer. Only zeros are equal and look different.
+    if kind is float and before:
+        return True
     if kind is datetime and before.tzinfo is after.tzinfo:
-        return bool(before.fold == after.fold)  # repr() takes far longer
-    return kind in _EXACT or repr(before) == repr(after)
+        return bool(before.fold == after.fold)
+    return repr(before) == repr(after)

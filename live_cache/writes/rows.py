@@ -59,14 +59,36 @@ class Untold(Exception):
     """The rows cannot be told, and the change is one of the table. The text says why."""
 
 
+class _Form:
+    """What is known of all statements of one text: made once for each."""
+
+    __slots__ = ("is_found_by_key", "model", "question", "sets_key", "table", "write")
+
+    def __init__(self, write: RowWrite, model: type[models.Model], table: str) -> None:
+        self.write = write
+        self.model = model
+        self.table = table
+        """Normalised."""
+        key = key_columns(model)
+        self.sets_key = not {column.lower() for column in write.columns}.isdisjoint(map(str.lower, key))
+        self.is_found_by_key = key == (write.condition_column,)
+        """Whether the condition names the rows by their whole key, which the statement leaves alone."""
+        condition = f" WHERE {write.condition}" if write.condition else ""
+        self.question = f"SELECT * FROM {write.table}{condition} LIMIT {MAX_ROWS + 1}"
+        """What asks for the rows, without a clause that locks them."""
+
+
 class Target(NamedTuple):
     """A statement whose rows can be told."""
 
-    write: RowWrite
-    model: type[models.Model]
-    table: str
+    form: _Form
     condition_parameters: Sequence[Any] | None
     """Those of the condition. None if the statement came without any, not even an empty list."""
+
+    @property
+    def table(self) -> str:
+        """The table that it writes, normalised."""
+        return self.form.table
 
 
 class _Before(NamedTuple):
@@ -103,16 +125,15 @@ def target_of(statement: Statement, sql: object, parameters: Any, *, connection:
     models = models_of_tables().get(table, ())
     if len(models) != 1:
         raise Untold("a table of several models")
-    if _sets_key(write, models[0]):
+    form = _form_of(write, models[0], table)
+    if form.sets_key:
         raise Untold("a changed primary key")
     if parameters is not None:
         parameters = parameters[write.n_before : write.n_before + write.n_condition]
-    return Target(write, models[0], table, parameters)
+    return Target(form, parameters)
 
 
-@lru_cache(maxsize=1024)
-def _sets_key(write: RowWrite, model: type[models.Model]) -> bool:
-    return not {column.lower() for column in write.columns}.isdisjoint(map(str.lower, key_columns(model)))
+_form_of: Final = lru_cache(maxsize=1024)(_Form)
 
 
 def run_telling_rows(target: Target, sending: Sending) -> Any:
@@ -140,16 +161,12 @@ def run_telling_rows(target: Target, sending: Sending) -> Any:
     return result
 
 
-def _is_found_by_key(target: Target) -> bool:
-    """Return whether the condition names the rows by their whole key, which the statement leaves alone."""
-    return key_columns(target.model) == (target.write.condition_column,)
-
-
 def _run_at_once(target: Target, sending: Sending) -> Any:
     """Run a statement between the looks at its rows: in one round trip, or two where the first has to tell the keys."""
     state = sending.state
     connection = state.connection
-    write = target.write
+    form = target.form
+    write = form.write
     try:
         before = attempt(connection, lambda: _look_before(state, target))
         if isinstance(before, Untold):
@@ -157,11 +174,11 @@ def _run_at_once(target: Target, sending: Sending) -> Any:
             return sending.run()
         after = []
         if connection.vendor == "mysql":
-            if write.verb == "update" and _is_found_by_key(target):
+            if write.verb == "update" and form.is_found_by_key:
                 after = [before]
         elif write.verb == "delete":
             after = [Companion(f"SELECT {fences_postgresql.XID}")]  # the COMMIT asks for it anyway
-        elif _is_found_by_key(target):  # and so by the same condition again
+        elif form.is_found_by_key:  # and so by the same condition again
             rows = f"*, {fences_postgresql.XID} FROM {write.table} WHERE {write.condition}"
             after = [Companion(f"SELECT {rows}", before.parameters)]
         try:
@@ -195,8 +212,9 @@ def _run_at_once(target: Target, sending: Sending) -> Any:
 
 
 def _look_before(state: ConnectionState, target: Target) -> Companion:
-    _prove_told(state, target.write.table)
-    return Companion(_text_before(state.connection, target), target.condition_parameters or ())
+    form = target.form
+    _prove_told(state, form.write.table)
+    return Companion(_text_before(state.connection, form), target.condition_parameters or ())
 
 
 def _record(target: Target, state: ConnectionState, changes: Callable[[], _Told]) -> None:
@@ -268,27 +286,27 @@ def _prove_told(state: ConnectionState, table: str) -> None:
 
 
 def _read_before(state: ConnectionState, target: Target) -> _Before:
-    connection = state.connection
-    _prove_told(state, target.write.table)
-    return _before_of(
-        target, connection, _select(connection, _text_before(connection, target), target.condition_parameters)
-    )
+    _prove_told(state, target.form.write.table)
+    return _before_of(target, state.connection, _look(state.connection, target))
 
 
-def _text_before(connection: BaseDatabaseWrapper, target: Target) -> str:
-    write = target.write
-    condition = f" WHERE {write.condition}" if write.condition else ""
-    return f"SELECT * FROM {write.table}{condition} LIMIT {MAX_ROWS + 1}{_lock_clause(connection, target)}"
+def _look(connection: BaseDatabaseWrapper, target: Target) -> Answer:
+    return _select(connection, _text_before(connection, target.form), target.condition_parameters)
+
+
+def _text_before(connection: BaseDatabaseWrapper, form: _Form) -> str:
+    return form.question + _lock_clause(connection, form)
 
 
 def _before_of(target: Target, connection: BaseDatabaseWrapper, answer: Answer) -> _Before:
-    columns = columns_of(target.model, connection, answer.names)
-    if len(answer.rows) > MAX_ROWS:
+    names, rows = answer
+    columns = columns_of(target.form.model, connection, names)
+    if len(rows) > MAX_ROWS:
         raise Untold(f"more than {MAX_ROWS} rows")
-    if not columns.is_complete or not columns.has_key or not _has_columns(columns, target.write):
+    if not columns.is_complete or not columns.has_key or not _has_columns(columns, target.form.write):
         raise Untold("a table that differs from its model, or whose key cannot be told")
     by_key: dict[tuple[Any, ...], Sequence[Any]] = {}
-    for row in answer.rows:
+    for row in rows:
         key = columns.raw_key(row)
         if key is None or key in by_key:
             raise Untold("a key of a type that cannot be told")
@@ -301,13 +319,13 @@ def _has_columns(columns: Columns, write: RowWrite) -> bool:
     return {name.lower() for name in columns.names}.issuperset(map(str.lower, write.columns))
 
 
-def _lock_clause(connection: BaseDatabaseWrapper, target: Target) -> str:
+def _lock_clause(connection: BaseDatabaseWrapper, form: _Form) -> str:
     if connection.vendor == "postgresql":
-        return " FOR UPDATE" if target.write.verb == "delete" else " FOR NO KEY UPDATE"
+        return " FOR UPDATE" if form.write.verb == "delete" else " FOR NO KEY UPDATE"
     if connection.vendor != "mysql":
         return ""
-    column = target.write.condition_column
-    if column is not None and column.lower() in map(str.lower, key_columns(target.model)):
+    column = form.write.condition_column
+    if column is not None and column.lower() in map(str.lower, key_columns(form.model)):
         return " FOR UPDATE"
     # By other columns the server may have to look at rows that do not match. UPDATE passes by those that others have
     # locked, and FOR UPDATE would wait for them. A row that matches and is skipped makes the row count differ.
@@ -318,11 +336,12 @@ def _lock_clause(connection: BaseDatabaseWrapper, target: Target) -> str:
 
 def _changes(target: Target, before: _Before, connection: BaseDatabaseWrapper, cursor: Any) -> _Told:
     """Return what the statement that *cursor*, Django's, has just run has changed."""
-    if connection.vendor == "sqlite" and target.write.has_returning:
+    write = target.form.write
+    if write.has_returning and connection.vendor == "sqlite":
         cursor.cursor.buffer()  # before its rows are taken the statement is not over
     if cursor.rowcount != len(before.rows):
         raise Untold(_OTHER_ROWS)
-    if target.write.verb == "delete":
+    if write.verb == "delete":
         return _deleted(before, connection)
     if not before.rows:
         return _Told([])
@@ -346,11 +365,11 @@ def _read_after(
     target: Target, before: _Before, connection: BaseDatabaseWrapper
 ) -> tuple[dict[tuple[Any, ...], Sequence[Any]], str]:
     """Return the rows as they are now, by their key, and the fence if it came with them."""
-    if connection.vendor != "postgresql" and _is_found_by_key(target):
+    form = target.form
+    if form.is_found_by_key and connection.vendor != "postgresql":
         # The same question again, which SQLite has prepared already.
-        answer = _select(connection, _text_before(connection, target), target.condition_parameters)
-        return _after_of(target, before, connection, answer)
-    keys = [connection.ops.quote_name(name) for name in key_columns(target.model)]
+        return _after_of(target, before, connection, _look(connection, target))
+    keys = [connection.ops.quote_name(name) for name in key_columns(form.model)]
     if len(keys) == 1:
         condition = f"{keys[0]} IN ({', '.join(['%s'] * len(before.rows))})"
     else:
@@ -362,7 +381,7 @@ def _read_after(
     elif connection.vendor == "mysql":
         # A plain SELECT in a snapshot would show a row that the statement has left alone as it was long ago.
         lock = " FOR UPDATE"
-    sql = f"SELECT *{also} FROM {target.write.table} WHERE {condition}{lock}"
+    sql = f"SELECT *{also} FROM {form.write.table} WHERE {condition}{lock}"
     return _after_of(
         target, before, connection, _select(connection, sql, [value for key in before.rows for value in key])
     )
@@ -374,7 +393,7 @@ def _after_of(
     names, rows = answer
     n_columns = len(before.columns.names)
     has_fence = connection.vendor == "postgresql"
-    if columns_of(target.model, connection, names[:n_columns]) is not before.columns or (
+    if columns_of(target.form.model, connection, names[:n_columns]) is not before.columns or (
         len(names) != n_columns + has_fence
     ):
         raise Untold("a table that was altered meanwhile")
