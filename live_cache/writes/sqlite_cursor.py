@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from django.db.backends.sqlite3.base import SQLiteCursorWrapper
 
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from live_cache.writes.transactions import ConnectionState
 
 __all__ = ["TrackedCursor", "cursor_factory"]
+
+_CONVERTED_CHARS: Final = 4 * 1024
+_N_CONVERTED: Final = 1024
+
+_converted: dict[str, str] = {}
+"""What convert_query() has made of texts. Never more than _N_CONVERTED of up to _CONVERTED_CHARS."""
 
 
 def cursor_factory(state: ConnectionState) -> Callable[..., TrackedCursor]:
@@ -45,6 +51,22 @@ class TrackedCursor(SQLiteCursorWrapper):
         result = super().executemany(query, param_list)
         self._set_open(False)
         return result
+
+    def convert_query(self, query: Any, *, param_names: Any = None) -> Any:
+        """
+        Return *query* with the placeholders of SQLite, as Django makes them.
+
+        Its regular expression takes as long as the UPDATE of a row, for each statement, and most texts come again.
+        """
+        if param_names is not None or type(query) is not str or len(query) > _CONVERTED_CHARS:
+            return super().convert_query(query, param_names=param_names)
+        converted = _converted.get(query)
+        if converted is None:
+            converted = super().convert_query(query, param_names=None)
+            if len(_converted) >= _N_CONVERTED:
+                _converted.clear()
+            _converted[query] = converted
+        return converted
 
     def executescript(self, script: str) -> Any:
         state = self.state_reference()
