@@ -9,7 +9,7 @@ not have is not known, and so could be anything.
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -130,8 +130,7 @@ def encode_record(
     at_ns = time.time_ns()
     if rows is None:
         return dump([_VERSION, at_ns, note, [], None])
-    names = _names_of([row for row in rows if isinstance(row, RowChange)])
-    told = [row if isinstance(row, RowCells) else _cells_of(row, names) for row in rows]
+    told = _as_cells(rows)
     record = _encode(told, at_ns, note)
     if limit_bytes is not None and len(record) > limit_bytes:
         record = _encode([_shortened(row) for row in told], at_ns, note)
@@ -183,13 +182,15 @@ def _encode(rows: Sequence[RowCells], at_ns: int, note: str) -> bytes:
     return dump([_VERSION, at_ns, note, list(numbers), encoded])
 
 
-def _names_of(changes: Iterable[RowChange]) -> tuple[str, ...]:
-    """Return the names of all columns of *changes*: one layout for all, whatever their images do not have."""
+def _as_cells(rows: Sequence[RowChange | RowCells]) -> list[RowCells]:
+    changes = [row for row in rows if isinstance(row, RowChange)]
+    # One layout for all of these, whatever their images do not have.
     names: dict[str, None] = {}
     for change in changes:
         for some in (change.before, change.after, change.columns and sorted(change.columns)):
             names.update(dict.fromkeys(some or ()))
-    return tuple(names)
+    all_names = tuple(names)
+    return [row if isinstance(row, RowCells) else _cells_of(row, all_names) for row in rows]
 
 
 def _cells_of(change: RowChange, names: tuple[str, ...]) -> RowCells:

@@ -174,10 +174,7 @@ class Columns:
         for position, (old, new) in enumerate(zip(before, after, strict=True)):
             if old is not new:
                 kind = type(old)
-                # Most columns end here.
-                if kind is type(new) and kind in _EXACT and old == new:
-                    continue
-                if not _is_same(old, new):
+                if kind is not type(new) or old != new or not (kind in _EXACT or _looks_same(old, new)):
                     changed.append(position)
         if not changed:
             return None
@@ -254,15 +251,12 @@ def _columns(model: type[models.Model], alias: str, vendor: str, is_naive: bool,
     return Columns(model, connections[alias], names)
 
 
-def _is_same(before: Any, after: Any) -> bool:
+def _looks_same(before: Any, after: Any) -> bool:
+    """Return whether two values are the same, which are equal and of one type."""
     kind = type(before)
-    if kind is not type(after) or not (before is after or before == after):
-        return False
     if kind is timedelta and abs(before) >= _YEAR:
         return False  # PostgreSQL keeps years, which are shown as 365 days and are not equal to them
-    if kind in _EXACT:
-        return True
-    # What is known without repr(), which takes far longer. Only zeros are equal and look different.
+    # What is known without repr(), which takes far longer. Of floats only zeros are equal and look different.
     if kind is float and before:
         return True
     if kind is datetime and before.tzinfo is after.tzinfo:

@@ -11,8 +11,6 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
-from live_cache.names import shared_database_name
-
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -21,7 +19,7 @@ __all__ = ["ASK_AGAIN_S", "forget_plain_tables", "is_plain"]
 ASK_AGAIN_S: Final = 10.0
 """How long a trigger that somebody else has made may go unnoticed."""
 
-_answers: dict[tuple[str, str], tuple[float, bool]] = {}
+_answers: dict[tuple[str, object, str], tuple[float, bool]] = {}
 
 
 def is_plain(connection: BaseDatabaseWrapper, table: str) -> bool:
@@ -36,7 +34,8 @@ def is_plain(connection: BaseDatabaseWrapper, table: str) -> bool:
     Raises:
         Exception: Whatever the driver raises.
     """
-    key = shared_database_name(connection), table
+    # Not names.shared_database_name(), which takes longer than the look-up and tells no more within one process.
+    key = connection.alias, connection.settings_dict["NAME"], table
     now_s = time.monotonic()
     known = _answers.get(key)
     if known is not None and now_s - known[0] < ASK_AGAIN_S:

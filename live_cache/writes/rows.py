@@ -286,16 +286,10 @@ def _prove_told(state: ConnectionState, table: str) -> None:
 
 
 def _read_before(state: ConnectionState, target: Target) -> _Before:
+    connection = state.connection
     _prove_told(state, target.form.write.table)
-    return _before_of(target, state.connection, _look(state.connection, target))
-
-
-def _look(connection: BaseDatabaseWrapper, target: Target) -> Answer:
-    return _select(connection, _text_before(connection, target.form), target.condition_parameters)
-
-
-def _text_before(connection: BaseDatabaseWrapper, form: _Form) -> str:
-    return form.question + _lock_clause(connection, form)
+    answer = _select(connection, _text_before(connection, target.form), target.condition_parameters)
+    return _before_of(target, connection, answer)
 
 
 def _before_of(target: Target, connection: BaseDatabaseWrapper, answer: Answer) -> _Before:
@@ -319,19 +313,20 @@ def _has_columns(columns: Columns, write: RowWrite) -> bool:
     return {name.lower() for name in columns.names}.issuperset(map(str.lower, write.columns))
 
 
-def _lock_clause(connection: BaseDatabaseWrapper, form: _Form) -> str:
+def _text_before(connection: BaseDatabaseWrapper, form: _Form) -> str:
+    """Return what asks for the rows of a statement, and locks them where that needs a clause."""
     if connection.vendor == "postgresql":
-        return " FOR UPDATE" if form.write.verb == "delete" else " FOR NO KEY UPDATE"
+        return form.question + (" FOR UPDATE" if form.write.verb == "delete" else " FOR NO KEY UPDATE")
     if connection.vendor != "mysql":
-        return ""
+        return form.question
     column = form.write.condition_column
     if column is not None and column.lower() in map(str.lower, key_columns(form.model)):
-        return " FOR UPDATE"
+        return form.question + " FOR UPDATE"
     # By other columns the server may have to look at rows that do not match. UPDATE passes by those that others have
     # locked, and FOR UPDATE would wait for them. A row that matches and is skipped makes the row count differ.
     if not connection.features.has_select_for_update_skip_locked:
         raise Untold("a condition on other columns than the key, without SKIP LOCKED")
-    return " FOR UPDATE SKIP LOCKED"
+    return form.question + " FOR UPDATE SKIP LOCKED"
 
 
 def _changes(target: Target, before: _Before, connection: BaseDatabaseWrapper, cursor: Any) -> _Told:
@@ -357,8 +352,11 @@ def _updated(
 ) -> _Told:
     if after.keys() != before.rows.keys():
         raise Untold("rows that are not found again by their key")
-    found = [before.columns.updated(row, after[key], connection) for key, row in before.rows.items()]
-    return _Told([change for change in found if change is not None], fence)
+    updated = before.columns.updated
+    changes = [
+        change for key, row in before.rows.items() if (change := updated(row, after[key], connection)) is not None
+    ]
+    return _Told(changes, fence)
 
 
 def _read_after(
@@ -368,7 +366,8 @@ def _read_after(
     form = target.form
     if form.is_found_by_key and connection.vendor != "postgresql":
         # The same question again, which SQLite has prepared already.
-        return _after_of(target, before, connection, _look(connection, target))
+        answer = _select(connection, _text_before(connection, form), target.condition_parameters)
+        return _after_of(target, before, connection, answer)
     keys = [connection.ops.quote_name(name) for name in key_columns(form.model)]
     if len(keys) == 1:
         condition = f"{keys[0]} IN ({', '.join(['%s'] * len(before.rows))})"
