@@ -222,7 +222,11 @@ def _is_same_but(columns: Container[str], before: Image, after: Image) -> bool:
 
 
 def _cells(image: Image, names: Sequence[str]) -> list[object]:
-    return [encode_cell(image[name]) if name in image else HOLE for name in names]
+    try:
+        values = [image[name] for name in names]
+    except KeyError:
+        return [encode_cell(image[name]) if name in image else HOLE for name in names]
+    return encode_cells(values)
 
 
 def _shortened(row: RowCells) -> RowCells:
