@@ -11,7 +11,7 @@ import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Assembly",
+    "assemblies_by_ledger",
     "close_all",
     "default_ledger_directory",
     "get_assembly",
@@ -147,6 +148,14 @@ def live_assemblies() -> tuple[Assembly, ...]:
         with _lock:
             found = _live_assemblies = tuple(get_assembly(alias) for alias in live_aliases())
     return found
+
+
+def assemblies_by_ledger() -> Sequence[Assembly]:
+    """Return one assembly of each ledger: aliases may share one, and a change is ticked once."""
+    assemblies = live_assemblies()
+    if len(assemblies) == 1:
+        return assemblies
+    return tuple({id(assembly.ledger): assembly for assembly in assemblies}.values())
 
 
 def live_aliases() -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from django.db import connections
 
-from live_cache.assembly import Assembly, live_assemblies
+from live_cache.assembly import Assembly, assemblies_by_ledger
 from live_cache.conf import settings
 from live_cache.exceptions import ConfigurationError, LedgerUnavailableError
 from live_cache.names import clock_of, shared_database_name
@@ -115,7 +115,9 @@ class Listener:
     def step(self) -> int:
         """Tick one batch of lines, delete it, and return how many lines it had. Raises what drain() raises."""
         connection = self._connected()
-        assemblies = _assemblies_by_ledger()
+        assemblies = assemblies_by_ledger()
+        if not assemblies:
+            raise ConfigurationError("No alias in CACHES has the BACKEND live_cache.backend.LiveCache.")
         self._finish(connection)
         lines = self.dialect.read(connection, BATCH)
         if not lines:
@@ -208,11 +210,3 @@ class Listener:
             # What it cannot deliver it keeps, and _finish() waits for that.
             if not assembly.ledger.tick(ticks.slots, records=ticks.records):
                 assembly.metrics.count("ledger_errors")
-
-
-def _assemblies_by_ledger() -> list[Assembly]:
-    """One assembly of each ledger: aliases may share one, and a change is ticked once."""
-    found = {id(assembly.ledger): assembly for assembly in live_assemblies()}
-    if not found:
-        raise ConfigurationError("No alias in CACHES has the BACKEND live_cache.backend.LiveCache.")
-    return list(found.values())
