@@ -43,9 +43,12 @@ RULES: Final[dict[str, str]] = {
     "hold ends with a tick": "what was filled under the hold is not fresh after it",
     "no snapshot fills": "a reader with an older snapshot does not fill",
     "slot check": "an entry is not fresh if its slot was ticked after its stamp",
+    "writers' lock": "the hold ends only when no unannounced writer from before the birth is left",
+    "lock before look": "an unannounced writer takes the lock before he looks for the clock",
+    "look after": "an unannounced writer ticks a clock that was born meanwhile",
 }
 
-WriterStep = Literal["idle", "open", "declared", "sent", "over", "dead"]
+WriterStep = Literal["idle", "open", "declared", "sent", "locked", "looked", "unannounced", "over", "dead"]
 InDatabase = Literal["none", "open", "in flight", "committed", "rolled back"]
 ReaderStep = Literal["idle", "begun", "entry", "reading", "selected"]
 
@@ -70,8 +73,10 @@ class Clock:
     seq: int = 0
     slot: int = 0
     intents: frozenset[int] = frozenset()
-    older: frozenset[int] = frozenset()
-    """Writers that were in progress when the clock was born."""
+    older: frozenset[int] | None = frozenset()
+    """Writers that were in progress when the database was asked, after the birth; None before that."""
+    is_there: bool = True
+    """Whether it exists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,7 @@ class Model(Search[State]):
         crashes: int = 0,
         losses: int = 0,
         snapshot_reader: bool = False,
+        unwatched: bool = False,
         properties: str = "AC",
         dropped: frozenset[str] = frozenset(),
     ) -> None:
@@ -124,7 +130,8 @@ class Model(Search[State]):
             readers=(first, *(Reader(reads) for _ in range(readers - 1))),
             crashes_left=crashes,
             losses_left=losses,
-            clock=Clock(seq=3, slot=3),  # a clock with a past: a new epoch begins below it
+            # A clock with a past: a new epoch begins below it.
+            clock=Clock(seq=3, slot=3, is_there=not unwatched),
         )
 
     def violation_of(self, state: State) -> str:
@@ -139,7 +146,8 @@ class Model(Search[State]):
     def is_fresh(self, entry: Entry, clock: Clock) -> bool:
         """ledger.clocks.is_fresh()."""
         return (
-            (entry.epoch == clock.epoch or not self.keeps("epoch"))
+            clock.is_there
+            and (entry.epoch == clock.epoch or not self.keeps("epoch"))
             and (clock.slot <= entry.seq or not self.keeps("slot check"))
             and (not clock.intents or not self.keeps("intent blocks hits"))
         )
@@ -150,9 +158,10 @@ class Model(Search[State]):
         writer = state.writers[index]
         if writer.step == "idle" and state.locked_by is None:
             yield "UPDATE", _with_writer(state, index, step="open", in_database="open", locked_by=index)
+        yield from self.unannounced_steps(state, index)
         if writer.step == "open":
             declared = _with_writer(state, index, step="declared")
-            if self.keeps("intent"):
+            if self.keeps("intent") and state.clock.is_there:
                 declared = replace(declared, clock=_with_intent(state.clock, index))
             yield "declares", declared
         if writer.step == "declared":
@@ -169,7 +178,7 @@ class Model(Search[State]):
             if not self.keeps("unknown outcome"):
                 lost = replace(lost, clock=_without_intent(state.clock, index))
             yield "loses the answer to COMMIT", lost
-        if writer.step in ("open", "declared", "sent") and state.crashes_left:
+        if writer.step in ("open", "declared", "sent", "locked", "looked", "unannounced") and state.crashes_left:
             is_open = writer.in_database == "open"
             yield (
                 "is killed",
@@ -189,10 +198,30 @@ class Model(Search[State]):
             if writer.step == "dead":
                 yield "the database rolls back", _with_writer(state, index, in_database="rolled back", locked_by=None)
 
+    def unannounced_steps(self, state: State, index: int) -> Iterator[tuple[str, State]]:
+        """A statement in autocommit mode on a table without a clock. The lock goes with its end, or the writer's."""
+        writer = state.writers[index]
+        first, second = ("locked", "looked") if self.keeps("lock before look") else ("looked", "locked")
+        if writer.step == "idle" and not state.clock.is_there:
+            yield f"has {first}, unannounced", _with_writer(state, index, step=first)
+        if writer.step == first and (second == "locked" or not state.clock.is_there):
+            yield f"has {second}", _with_writer(state, index, step=second)
+        if writer.step == "locked" and state.clock.is_there and second == "looked":
+            yield "finds a clock", _with_writer(state, index, step="idle")
+        if writer.step == second and state.locked_by is None:
+            yield (
+                "sends the statement",
+                _with_writer(state, index, step="unannounced", in_database="in flight", locked_by=index),
+            )
+        if writer.step == "unannounced" and writer.in_database == "committed":
+            clock = _ticked(state.clock) if self.keeps("look after") and state.clock.is_there else state.clock
+            over = _with_writer(state, index, step="over")
+            yield "the statement returns", replace(over, clock=clock, floor=max(state.floor, writer.version))
+
     def tick_of(self, state: State, index: int) -> State:
         writer = state.writers[index]
         clock = state.clock
-        if self.keeps("tick") and (index in clock.intents or self.keeps("tick without intent")):
+        if self.keeps("tick") and clock.is_there and (index in clock.intents or self.keeps("tick without intent")):
             clock = _ticked(clock)
         over = _with_writer(state, index, step="over")
         return replace(over, clock=_without_intent(clock, index), floor=max(state.floor, writer.version))
@@ -202,13 +231,20 @@ class Model(Search[State]):
     def ledger_steps(self, state: State) -> Iterator[tuple[str, State]]:
         clock = state.clock
         if state.losses_left:
+            lost = Clock(epoch=clock.epoch, is_there=False)
+            yield "is lost", replace(state, clock=lost, losses_left=state.losses_left - 1)
+        if not clock.is_there:
+            yield "is born of somebody else's reading", replace(state, clock=self.newborn(clock))
+        locked = {"locked", "unannounced"} | ({"looked"} if self.keeps("lock before look") else set())
+        is_locked = any(w.step in locked for w in state.writers)
+        if clock.is_there and clock.older is None and not (is_locked and self.keeps("writers' lock")):
             older = frozenset(i for i, w in enumerate(state.writers) if w.in_database in ("open", "in flight"))
-            intents = frozenset({HOLD}) if self.keeps("hold") else frozenset[int]()
-            born = Clock(epoch=clock.epoch + 1, intents=intents, older=older)
-            yield "is lost, and born again", replace(state, clock=born, losses_left=state.losses_left - 1)
+            yield "the database is asked for writers", replace(state, clock=replace(clock, older=older))
         for index in clock.intents:
             if index == HOLD:
-                past = all(state.writers[i].in_database in ("committed", "rolled back") for i in clock.older)
+                past = clock.older is not None and all(
+                    state.writers[i].in_database in ("committed", "rolled back") for i in clock.older
+                )
                 if past or not self.keeps("hold fence"):
                     lifted = _without_intent(clock, HOLD)
                     yield (
@@ -218,6 +254,9 @@ class Model(Search[State]):
             elif state.writers[index].in_database in ("committed", "rolled back") or not self.keeps("fence"):
                 reaped = _ticked(clock) if self.keeps("reaping ticks") else clock
                 yield f"the intent of writer {index} is reaped", replace(state, clock=_without_intent(reaped, index))
+
+    def newborn(self, lost: Clock) -> Clock:
+        return Clock(lost.epoch + 1, intents=frozenset({HOLD}) if self.keeps("hold") else frozenset(), older=None)
 
     # -- readers ------------------------------------------------------------------------------------------------------
 
@@ -235,7 +274,8 @@ class Model(Search[State]):
                     violation = f"A: version {entry.version} was served, {reader.floor} had been committed before"
                 yield "is served from the cache", _read_done(state, index), violation
             else:
-                yield "reads the ledger", with_reader(state, index, step="reading", clock=state.clock), ""
+                read = state if state.clock.is_there else replace(state, clock=self.newborn(state.clock))
+                yield "reads the ledger", with_reader(read, index, step="reading", clock=read.clock), ""
         if reader.step == "reading":
             version = state.committed if reader.snapshot is None else reader.snapshot
             yield "SELECT", with_reader(state, index, step="selected", version=version), ""

@@ -165,6 +165,30 @@ def test_writers_in_progress(alias: str, writer: Writer) -> None:
     assert eventually(lambda: fences.are_past(marker or frozenset(), fences.writers_in_progress(connection)))
 
 
+@pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
+def test_a_statement_that_waits_for_its_table(alias: str, table: str, second_connection: Second) -> None:
+    """It has no transaction id before it has the table, and counts nevertheless, until it is over."""
+    holder, waiting = second_connection(alias), second_connection(alias)
+
+    def write() -> None:
+        with connections[alias].cursor() as cursor:
+            cursor.execute(f"UPDATE {table} SET n = 1")
+
+    def hold() -> None:
+        connections[alias].set_autocommit(False)
+        with connections[alias].cursor() as cursor:
+            cursor.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+
+    holder.run(hold)
+    done = waiting.start(write)
+    assert eventually(lambda: any("/" in name for name in fences.writers_in_progress(connections[alias]) or ()))
+    marker = fences.writers_in_progress(connections[alias])
+    assert not fences.are_past(marker, fences.writers_in_progress(connections[alias]))
+    holder.run(lambda: connections[alias].close())
+    done.result(10)
+    assert eventually(lambda: fences.are_past(marker, fences.writers_in_progress(connections[alias])))
+
+
 def test_are_past() -> None:
     """Past: nobody of the marker is left; later writers do not count; what is unknown proves nothing."""
     one, two, nobody = frozenset({"1"}), frozenset({"1", "2"}), frozenset[str]()

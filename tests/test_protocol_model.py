@@ -16,6 +16,15 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "lost ledger": {"losses": 1, "reads": 1},
     "lost ledger and crash": {"losses": 1, "crashes": 1, "reads": 1},
     "snapshot": {"snapshot_reader": True, "crashes": 1},
+    "unwatched": {"unwatched": True, "writers": 2, "readers": 1},
+    "unwatched and crash": {"unwatched": True, "crashes": 1, "reads": 1},
+    "unwatched, lost ledger and crash": {"unwatched": True, "losses": 1, "crashes": 1, "readers": 1, "reads": 3},
+    "unwatched, hold of one lease": {
+        "unwatched": True,
+        "reads": 1,
+        "properties": "A",
+        "dropped": frozenset({"hold fence", "writers' lock"}),
+    },
     # Where the database cannot be asked the hold ends with its lease; commits that have returned are still seen.
     "lost ledger, hold of one lease": {
         "losses": 1,
@@ -41,6 +50,9 @@ NEEDED_FOR: dict[str, str] = {
     "hold ends with a tick": "lost ledger and crash",
     "no snapshot fills": "snapshot",
     "slot check": "two writers, two readers",
+    "writers' lock": "unwatched and crash",
+    "lock before look": "unwatched and crash",
+    "look after": "unwatched, hold of one lease",
 }
 
 

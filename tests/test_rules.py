@@ -324,7 +324,7 @@ def overlook_the_unknown(patch: pytest.MonkeyPatch) -> None:
 def write_without_a_transaction(patch: pytest.MonkeyPatch) -> None:
     def run_write(state: ConnectionState, sending: Any, **kwargs: Any) -> Any:
         result = sending.run()
-        state.tick_now(sending.statement.written)
+        state.tick_now(sending.statement.written, note="")
         return result
 
     patch.setattr(guard, "_run_write", run_write)
@@ -365,7 +365,7 @@ def retract_on_doubt(patch: pytest.MonkeyPatch) -> None:
 
 
 def reap_without_proof(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(fences, "_has_no_writer", lambda connection, intent: True)
+    patch.setattr(fences, "_has_no_writer", lambda *args: True)
 
 
 def lift_the_newborn_hold(patch: pytest.MonkeyPatch) -> None:

@@ -207,6 +207,34 @@ class Ledger(ABC):
         self.deliver()
         self._retract(tuple(clocks), intent_id)
 
+    def begin_unannounced(self, clocks: Collection[str], holder: object) -> bool:
+        """
+        Let a write of the tables of *clocks* go on that declares no intent, if none of them exists.
+
+        Until end_unannounced() has_unannounced() says so to whoever would lift the hold of a clock that is born
+        meanwhile, in any process; the death of this one ends it too. Never raises.
+
+        Args:
+            holder: This write; any object of its own.
+
+        Returns:
+            Whether it may. If not, it declares itself as any other write. Ledgers of several hosts always say no.
+        """
+        return False
+
+    def end_unannounced(self, clocks: Collection[str], holder: object) -> bool:
+        """
+        End what begin_unannounced() has begun, or would have if it was interrupted. May be called again.
+
+        Returns:
+            Whether one of *clocks* may have been born meanwhile, so that the change is to be ticked.
+        """
+        return True
+
+    def has_unannounced(self, newborn: Reading) -> bool:
+        """Return whether a write may be under way that is not announced, as it began before the birth of this clock."""
+        return False
+
     @abstractmethod
     def expired(self, clock: str) -> list[Intent]:
         """Return the open intents of *clock* whose lease is over, by the ledger's own time."""

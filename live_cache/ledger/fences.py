@@ -120,10 +120,11 @@ def settle(ledger: Ledger, connection: BaseDatabaseWrapper, readings: Sequence[R
     """
     Look after the intents that *readings* show, and reap those that have no more reason to stand.
 
-    The hold of a newborn clock goes as soon as the database proves that no writer is left from before its birth, at
-    the latest with its lease. An intent goes when its lease is over *and* the database proves the same of its writer.
-    Cheap while intents are young: the ledger is asked for expired ones only when this process has seen one for longer
-    than a lease, the database once per call for the newborn, and about an old intent four times a second.
+    The hold of a newborn clock goes as soon as no writer is left from before its birth: none who has not announced
+    himself, as the ledger knows, and no other, as the database proves or a lease that has passed. An intent goes when
+    its lease is over *and* the database proves the same of its writer. Cheap while intents are young: the ledger is
+    asked for expired ones only when this process has seen one for longer than a lease, the database once per call for
+    the newborn, and about an old intent four times a second.
 
     Args:
         connection: As is_over() takes it.
@@ -141,8 +142,9 @@ def settle(ledger: Ledger, connection: BaseDatabaseWrapper, readings: Sequence[R
     writers: frozenset[str] | None = None
     asked_s: float | None = None
     for reading in readings:
-        if any(intent.id == NEWBORN for intent in reading.intents):
-            memo.birth_seen_s(reading)  # before the question, which tells nothing of a birth after it
+        if any(intent.id == NEWBORN for intent in reading.intents) and not ledger.has_unannounced(reading):
+            # Before the question, which tells nothing of a birth after it, nor of a statement that is still to be sent.
+            memo.note_birth(reading)
     for reading in readings:
         if not reading.intents:
             continue
@@ -153,11 +155,11 @@ def settle(ledger: Ledger, connection: BaseDatabaseWrapper, readings: Sequence[R
                 continue
             if asked_s is None:
                 asked_s, writers = _recent_writers(connection)
-            if asked_s > memo.birth_seen_s(reading) and memo.is_past(reading, writers):
+            if memo.is_born_before(reading, asked_s) and memo.is_past(reading, writers):
                 ledger.reap(reading.clock, {NEWBORN}, epoch=reading.epoch)
                 has_reaped = True
         if memo.is_old(reading, lease_s=ledger.lease_s):
-            over = {x.id for x in ledger.expired(reading.clock) if _has_no_writer(connection, x)}
+            over = {x.id for x in ledger.expired(reading.clock) if _has_no_writer(ledger, connection, reading, x)}
             if over:
                 ledger.reap(reading.clock, over, epoch=reading.epoch)
                 has_reaped = True
@@ -182,8 +184,8 @@ def _recent_writers(connection: BaseDatabaseWrapper) -> tuple[float, frozenset[s
     return answer
 
 
-def _has_no_writer(connection: BaseDatabaseWrapper, intent: Intent) -> bool:
-    return intent.id == NEWBORN or is_over(connection, intent.fence)
+def _has_no_writer(ledger: Ledger, connection: BaseDatabaseWrapper, reading: Reading, intent: Intent) -> bool:
+    return not ledger.has_unannounced(reading) if intent.id == NEWBORN else is_over(connection, intent.fence)
 
 
 def _token(connection: BaseDatabaseWrapper, kind: str) -> str:
@@ -219,11 +221,14 @@ class _Memo:
         _bound(self._markers)
         return are_past(marker, writers)
 
-    def birth_seen_s(self, reading: Reading) -> float:
-        """Return when this process first saw the hold of a newborn clock, by time.perf_counter()."""
-        seen_s = self._birth_seen_s.setdefault((reading.clock, reading.epoch), time.perf_counter())
+    def note_birth(self, reading: Reading) -> None:
+        """Note that the hold of a newborn clock was seen, and since then no write that has not announced itself."""
+        self._birth_seen_s.setdefault((reading.clock, reading.epoch), time.perf_counter())
         _bound(self._birth_seen_s)
-        return seen_s
+
+    def is_born_before(self, reading: Reading, asked_s: float) -> bool:
+        """Return whether note_birth() was called before *asked_s*, by time.perf_counter()."""
+        return asked_s > self._birth_seen_s.get((reading.clock, reading.epoch), asked_s)
 
     def is_old(self, reading: Reading, *, lease_s: float) -> bool:
         """Return whether it is time to ask for expired intents: one was first seen more than a lease ago."""

@@ -64,13 +64,20 @@ def is_over(connection: BaseDatabaseWrapper, token: str) -> bool:
 
 
 def writers_in_progress(connection: BaseDatabaseWrapper) -> frozenset[str] | None:
-    """See fences.writers_in_progress(). Of every database of the server, and prepared transactions too."""
+    """
+    See fences.writers_in_progress(). Of every database of the server, and prepared transactions too.
+
+    A statement that writes has the lock of its table, or waits for it, before its transaction gets an id. So whoever
+    has such a lock counts as well, by the name that a transaction has from its beginning.
+    """
     query = (
-        "SELECT pg_catalog.pg_is_in_recovery(), ARRAY(SELECT transactionid::text FROM pg_catalog.pg_locks"
-        " WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted)"
+        "SELECT pg_catalog.pg_is_in_recovery(), ARRAY("
+        "SELECT CASE locktype WHEN 'relation' THEN virtualtransaction ELSE transactionid::text END"
+        " FROM pg_catalog.pg_locks WHERE (locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted)"
+        " OR (locktype = 'relation' AND mode = 'RowExclusiveLock'))"
     )
-    is_standby, xids = _row(connection, query)
-    return None if is_standby else frozenset(xids)
+    is_standby, names = _row(connection, query)
+    return None if is_standby else frozenset(names)
 
 
 def _row(connection: BaseDatabaseWrapper, query: str, *parameters: int) -> tuple[Any, ...]:

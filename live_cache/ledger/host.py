@@ -15,7 +15,7 @@ import os
 import platform
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +39,7 @@ from live_cache.ledger.host_clock import (
     new_head,
 )
 from live_cache.ledger.host_files import DirectoryLock, boot_id
+from live_cache.ledger.host_writers import WritersLock
 from live_cache.ledger.wake_ups import LocalWakeUps
 
 __all__ = ["HostLedger"]
@@ -46,6 +47,7 @@ __all__ = ["HostLedger"]
 LOCK_FREE_TRIES: Final = 4
 HAS_ORDERED_STORES: Final = platform.machine().lower() in {"x86_64", "amd64"}
 SUFFIX: Final = ".clock"
+WRITERS_SUFFIX: Final = ".writers"
 LOOK_EVERY_S: Final = 0.005
 """How often a process that follows clocks looks for the ticks of others."""
 
@@ -80,6 +82,7 @@ class HostLedger(Ledger):
         self._lock = DirectoryLock(self.directory)
         self._maps: dict[str, ClockMap] = {}
         self._paths: dict[str, str] = {}
+        self._writers: dict[str, WritersLock] = {}
         super().__init__(lease_s=lease_s)
 
     def is_watched(self, clocks: Iterable[str]) -> bool:
@@ -102,6 +105,39 @@ class HostLedger(Ledger):
                 return None
             copied = found.look_at_log(after, until)
         return None if copied is None else copied[0]
+
+    def begin_unannounced(self, clocks: Collection[str], holder: object) -> bool:
+        """See Ledger.begin_unannounced()."""
+        if self._undelivered or not self._maps.keys().isdisjoint(clocks):
+            return False
+        try:
+            for clock in clocks:
+                if not self._writers_of(clock).take(holder):
+                    break
+            else:
+                # After the locks: a clock that is born from here on has a hold, and who would lift it looks for them.
+                if not self._existing(clocks):
+                    return True
+        except (OSError, LedgerUnavailableError):
+            pass
+        for clock in clocks:
+            self._writers_of(clock).release(holder)
+        return False
+
+    def end_unannounced(self, clocks: Collection[str], holder: object) -> bool:
+        """See Ledger.end_unannounced()."""
+        try:
+            is_born = bool(self._existing(clocks))
+        except LedgerUnavailableError:
+            is_born = True
+        for clock in clocks:
+            self._writers_of(clock).release(holder)
+        return is_born
+
+    def has_unannounced(self, newborn: Reading) -> bool:
+        """See Ledger.has_unannounced()."""
+        with self._translating():
+            return self._writers_of(newborn.clock).is_held()
 
     def expired(self, clock: str) -> list[Intent]:
         """See Ledger.expired()."""
@@ -148,6 +184,8 @@ class HostLedger(Ledger):
     def _after_fork_in_child(self) -> None:
         super()._after_fork_in_child()
         self._lock.after_fork_in_child()
+        for writers in self._writers.values():
+            writers.after_fork_in_child()
 
     def _read(self, dependencies: Sequence[Dependency]) -> list[Reading]:
         readings = []
@@ -172,7 +210,7 @@ class HostLedger(Ledger):
             raise LedgerUnavailableError(f"The ledger file of {dependency.clock!r} changed under its lock.")
         return reading
 
-    def _existing(self, clocks: list[str]) -> list[str]:
+    def _existing(self, clocks: Collection[str]) -> list[str]:
         return [clock for clock in clocks if self._may_exist(clock)]
 
     def _declare(
@@ -265,6 +303,14 @@ class HostLedger(Ledger):
         except OSError as error:
             raise self._unavailable(error) from error
         return True
+
+    def _writers_of(self, clock: str) -> WritersLock:
+        found = self._writers.get(clock)
+        if found is None:
+            path = self._path(clock).removesuffix(SUFFIX) + WRITERS_SUFFIX
+            # Two threads at once get the same one.
+            found = self._writers.setdefault(clock, WritersLock(path, self._lock.open_file))
+        return found
 
     def _path(self, clock: str) -> str:
         path = self._paths.get(clock)

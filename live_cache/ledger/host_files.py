@@ -143,6 +143,24 @@ class DirectoryLock:
                 "Remove it, or give each user a ledger directory of its own."
             )
 
+    def open_file(self, path: str) -> int:
+        """
+        Return the descriptor of a file for locks, in the directory; both are made if they are not there.
+
+        Raises:
+            OSError: The system refuses.
+            LedgerUnavailableError: See check_directory().
+        """
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.check_directory()
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            self._adopt(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
     def replace_file(self, path: str, content: bytes | bytearray, *, size_bytes: int) -> None:
         """
         Put a file that begins with *content* at *path*, at once. Needs the lock.
@@ -175,7 +193,7 @@ class DirectoryLock:
                 self._close_file()
                 self._process_id = os.getpid()
             if self._descriptor is None:
-                self._descriptor = self._open_file()
+                self._descriptor = self.open_file(self._path)
                 held = os.fstat(self._descriptor)
                 self._file_id = (held.st_dev, held.st_ino)  # an open file keeps its number
             try:
@@ -196,17 +214,6 @@ class DirectoryLock:
             if there is not None and (there.st_dev, there.st_ino) == self._file_id:
                 return
             self._close_file()
-
-    def _open_file(self) -> int:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.check_directory()
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            self._adopt(descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
 
     def _adopt(self, descriptor: int) -> None:
         """Give a file that root made to the owner of the directory, whose processes must be able to open it."""

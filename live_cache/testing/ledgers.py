@@ -220,6 +220,26 @@ class LedgerSuite(LogTests):
         assert before == self._read(ledger)
         assert [intent.id for intent in before.intents] == [NEWBORN]
 
+    def test_unannounced_writes_are_known_to_who_lifts_the_hold(self, ledger: Ledger) -> None:
+        """A ledger that lets writes go unannounced tells of each until it has ended, and sees births meanwhile."""
+        other, first, second = self.make_ledger(), object(), object()
+        if not ledger.begin_unannounced([CLOCK, OTHER], first):
+            assert ledger.end_unannounced([CLOCK, OTHER], first)
+            return
+        assert other.begin_unannounced([CLOCK], second)
+        born = self._read(other)
+        assert ledger.has_unannounced(born)
+        assert other.has_unannounced(born)
+        assert ledger.end_unannounced([CLOCK, OTHER], first)
+        assert ledger.has_unannounced(born)
+        assert other.end_unannounced([CLOCK], second)
+        assert not ledger.has_unannounced(born)
+        assert not ledger.begin_unannounced([CLOCK, OTHER], first)
+        assert not ledger.has_unannounced(born)
+        assert ledger.begin_unannounced([OTHER], first)
+        assert not ledger.end_unannounced([OTHER], first)
+        other.close()
+
     def test_more_intents_than_there_is_room_for(self, ledger: Ledger) -> None:
         """However many writers commit at once, every result that one of them touches is not fresh."""
         self._settle(ledger)

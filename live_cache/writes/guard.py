@@ -25,6 +25,7 @@ from live_cache.writes.rows import Untold, run_telling_rows, target_of
 from live_cache.writes.schema_facts import forget_schema_facts
 from live_cache.writes.sending import Sending
 from live_cache.writes.transactions import ConnectionState, state_of
+from live_cache.writes.unannounced import NOT_RUN, run_unannounced
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -33,6 +34,8 @@ __all__ = ["attach", "guard", "intercepting"]
 
 Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
 
+# Databases that tell of each statement that writes, from its beginning on, as long as it is not over.
+_KEEP_WRITERS = frozenset({"sqlite", "postgresql"})
 _HARMLESS = frozenset({StatementKind.SAVEPOINT, StatementKind.RELEASE_SAVEPOINT, StatementKind.ROLLBACK_TO_SAVEPOINT})
 
 
@@ -145,10 +148,14 @@ def _run_write(state: ConnectionState, sending: Sending, *, is_everything: bool)
     if statement.kind is not StatementKind.WRITE or connections[connection.alias] is not connection:
         return state.run_outside_transaction(written, run, is_everything=is_everything)
 
+    if not is_everything and connection.vendor in _KEEP_WRITERS:
+        result = run_unannounced(state, written, sending.run_to_end)
+        if result is not NOT_RUN:
+            return result
+
     def send() -> Any:
         result = _run_in_transaction(state, sending, cascaded, is_everything=is_everything)
-        if connection.vendor == "sqlite":
-            sending.cursor.cursor.buffer()
+        sending.end()
         return result
 
     return OwnTransaction(state, sending.cursor).run(send)

@@ -102,6 +102,17 @@ class Sending:
             self.state.begin_now(is_alone=True)
         return self._execute(self.sql, self.parameters, self._many, self._context)
 
+    def run_to_end(self) -> Any:
+        """Send it, and return what Django's cursor returns when the database is through with it."""
+        result = self.run()
+        self.end()
+        return result
+
+    def end(self) -> None:
+        """Take the rows that it returns on SQLite: before they are taken the statement is not over."""
+        if self.state.connection.vendor == "sqlite":
+            self.cursor.cursor.buffer()
+
     @property
     def takes_companions(self) -> bool:
         """Whether it can be sent with others, and nobody but the database would see them."""

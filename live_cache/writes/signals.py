@@ -62,7 +62,7 @@ def _after_write(sender: type[Model], using: str, **kwargs: Any) -> None:
     tables = tables_of(sender)
     # With update_fields a save writes only some of the tables of a child model, so one that was seen is enough.
     if tables.isdisjoint(state.recently_written):
-        state.tick_now(tables)
+        state.tick_now(tables, note="told by a signal")
 
 
 def _after_m2m_change(sender: type[Model], using: str | None, action: str, **kwargs: Any) -> None:
@@ -73,4 +73,4 @@ def _after_m2m_change(sender: type[Model], using: str | None, action: str, **kwa
     if action.startswith("pre_"):
         state.recently_written.difference_update(tables)
     elif tables.isdisjoint(state.recently_written):
-        state.tick_now(tables)
+        state.tick_now(tables, note="told by a signal")

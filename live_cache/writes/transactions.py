@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from django.apps import apps
 from django.db import Error
 
-from live_cache.assembly import live_assemblies
+from live_cache.assembly import assemblies_by_ledger
 from live_cache.conf import settings
 from live_cache.exceptions import CommitRefusedError, LedgerUnavailableError
 from live_cache.ledger import fences
@@ -35,7 +35,6 @@ from live_cache.writes.session_changes import SessionChanges
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from live_cache.assembly import Assembly
     from live_cache.changes import RowChange
     from live_cache.ledger.base import Ledger
     from live_cache.writes.inserts import Insertion
@@ -189,6 +188,11 @@ class ConnectionState:
         """Whether something was written and is not committed."""
         return bool(self._pending)
 
+    @property
+    def has_declared(self) -> bool:
+        """Whether intents of this connection may stand, as the answer to a COMMIT was lost."""
+        return bool(self._declared)
+
     def has_written(self, tables: Collection[str]) -> bool:
         """Return whether an uncommitted write could touch one of *tables*."""
         return self._pending.touches(tables)
@@ -258,7 +262,7 @@ class ConnectionState:
         ):
             return False
         clock = clock_of(shared_database_name(connection), table)
-        for assembly in _assemblies_by_ledger():
+        for assembly in assemblies_by_ledger():
             if _is_watched(assembly.ledger, clock):
                 return settings.precise
         return False
@@ -452,13 +456,18 @@ class ConnectionState:
             return result
         return self.run_outside_transaction((), run, is_everything=True)
 
-    def tick_now(self, tables: Collection[str]) -> None:
-        """Tick *tables* at once, for a write that this connection has already committed or never saw."""
+    def tick_now(self, tables: Collection[str], *, note: str) -> None:
+        """
+        Tick *tables* at once, for a write that this connection has already committed or never saw.
+
+        Args:
+            note: Says to people why it is not told by row.
+        """
         if self.is_in_transaction:
-            self.record(tables, note="told by a signal")
+            self.record(tables, note=note)
             return
         name = database_name(self.connection)
-        self._tick(Ticks.of_tables((clock_of(name, table) for table in tables), "told by a signal"))
+        self._tick(Ticks.of_tables((clock_of(name, table) for table in tables), note))
         note_commit()
 
     def _ticks(self, *, is_committing: bool = False) -> Ticks:
@@ -491,7 +500,7 @@ class ConnectionState:
     def _declare(self, ticks: Ticks, fence: Callable[[], str]) -> None:
         records = ticks.rows_only()
         self._declared = self._declared | ticks if self._declared else ticks
-        assemblies = _assemblies_by_ledger()
+        assemblies = assemblies_by_ledger()
         if len(assemblies) > 1:
             fence = cache(fence)  # each ledger asks for it, and each answer is a query
         for assembly in assemblies:
@@ -519,7 +528,7 @@ class ConnectionState:
         self._forget_intents()  # not before: what an interrupt has kept from the ledger is ticked at the next ROLLBACK
 
     def _tick_only(self, ticks: Ticks, intents: Collection[tuple[Ledger, str]] = ()) -> None:
-        for assembly in _assemblies_by_ledger():
+        for assembly in assemblies_by_ledger():
             # Nothing may leave a committed atomic(); Ledger.tick() has kept the change before it can fail.
             try:
                 own = [intent_id for ledger, intent_id in intents if ledger is assembly.ledger]
@@ -546,11 +555,3 @@ def _is_watched(ledger: Ledger, clock: str) -> bool:
         return ledger.is_watched((clock,))
     except LedgerUnavailableError:
         return False
-
-
-def _assemblies_by_ledger() -> Sequence[Assembly]:
-    """One assembly of each ledger: aliases may share one, and a change is ticked once."""
-    assemblies = live_assemblies()
-    if len(assemblies) == 1:
-        return assemblies
-    return tuple({id(assembly.ledger): assembly for assembly in assemblies}.values())

@@ -1,0 +1,77 @@
+"""
+A statement in autocommit mode that writes only tables of which no ledger has a clock.
+
+Nothing is cached of such a table, so there is nothing to tell: no transaction is opened for the statement and no intent
+declared. What keeps a reader from caching its rows in just this moment is a lock that the writer holds meanwhile: the
+hold of a clock that is born then is not lifted before the lock is free (docs/explanation/consistency.md).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from live_cache.assembly import assemblies_by_ledger
+from live_cache.names import clock_of, shared_database_name
+from live_cache.testcases import note_commit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from live_cache.writes.transactions import ConnectionState
+
+__all__ = ["NOT_RUN", "run_unannounced"]
+
+NOT_RUN: Final = object()
+
+
+def run_unannounced(state: ConnectionState, tables: frozenset[str], send: Callable[[], Any]) -> Any:
+    """
+    Return what *send* returns, or NOT_RUN if there is something to tell: then it was not called.
+
+    Args:
+        state: Of an open connection in autocommit mode.
+        tables: What the statement writes, normalised.
+        send: Returns when the database is through with the statement.
+    """
+    if state.has_writes or state.has_declared:
+        return NOT_RUN
+    clocks = _clocks_of(shared_database_name(state.connection), tables)
+    holder = object()
+    # One block, from before the first lock to after the last: an interrupt at any line of it leaves none behind.
+    try:
+        if not _begin(clocks, holder):
+            return NOT_RUN
+        result = send()
+        _end(state, tables, clocks, holder)
+    except BaseException:
+        _end(state, tables, clocks, holder)
+        raise
+    return result
+
+
+def _begin(clocks: Collection[str], holder: object) -> bool:
+    assemblies = assemblies_by_ledger()
+    for number, assembly in enumerate(assemblies):
+        if not assembly.ledger.begin_unannounced(clocks, holder):
+            for other in assemblies[:number]:
+                other.ledger.end_unannounced(clocks, holder)
+            return False
+    return True
+
+
+def _end(state: ConnectionState, tables: frozenset[str], clocks: Collection[str], holder: object) -> None:
+    is_born = False
+    for assembly in assemblies_by_ledger():
+        if assembly.ledger.end_unannounced(clocks, holder):
+            is_born = True
+    if is_born:
+        state.tick_now(tables, note="a statement that began when nothing of its tables was cached")
+    else:
+        note_commit()
+    state.recently_written.update(tables)
+
+
+@lru_cache(maxsize=1024)
+def _clocks_of(database: str, tables: frozenset[str]) -> tuple[str, ...]:
+    return tuple([clock_of(database, table) for table in tables])
