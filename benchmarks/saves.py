@@ -2,7 +2,7 @@
 What writes cost: of a table that cached queries look at, and of one that none does, beside plain Django.
 
     python -m benchmarks.saves [--database sqlite|postgresql|mariadb|URL] [--location NAME] [--rounds N] [--no-peers]
-                               [--check] [--profile [wall|cpu]] [--json]
+                               [--unwatched-lease S] [--check] [--profile [wall|cpu]] [--json]
 
 Each system has a process and a database of its own; plain Django has no cache at all. They take turns: in each round
 each of them does each write a few times, one after the other, so that what slows the machine down slows all of them.
@@ -116,6 +116,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         const="wall",
         choices=("wall", "cpu"),
         help="print where the time of our save() goes; cpu: without what it waits for (default: wall)",
+    )
+    parser.add_argument(
+        "--unwatched-lease",
+        dest="unwatched_lease_s",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="LIVE_CACHE_UNWATCHED_LEASE_S of ours (default: %(default)s, which is that of the setting)",
     )
     add_options(parser)
     parser.set_defaults(location=None)

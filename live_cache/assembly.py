@@ -304,7 +304,9 @@ def _ledger(choice: LedgerChoice, options: Options, key_prefix: str) -> Ledger:
         return _shared(
             _ledgers,
             ("redis", prefix, *_connection_key(choice.url, options)),
-            lambda: RedisLedger(connection, prefix=prefix, lease_s=lease_s),
+            lambda: RedisLedger(
+                connection, prefix=prefix, lease_s=lease_s, unwatched_lease_s=settings.unwatched_lease_s
+            ),
         )
     if choice.kind == "host":
         from live_cache.ledger.host import HostLedger

@@ -25,6 +25,7 @@ DEFAULTS: Final[Mapping[str, Any]] = {
     "LIVE_CACHE_REPLICAS": {},
     "LIVE_CACHE_TENANT": None,
     "LIVE_CACHE_UNMANAGED_TABLES": {},
+    "LIVE_CACHE_UNWATCHED_LEASE_S": 0.0,
     "LIVE_CACHE_VERIFY": (),
     "LIVE_CACHE_VERIFY_RATE": 0.0,
     "LIVE_CACHE_WRITING_FUNCTIONS": (),
@@ -88,6 +89,11 @@ class Settings:
     def unmanaged_tables(self) -> Mapping[str, Iterable[str]]:
         """LIVE_CACHE_UNMANAGED_TABLES: views and tables of no managed model, each with the tables that it reads."""
         return cast("Mapping[str, Iterable[str]]", self.raw("LIVE_CACHE_UNMANAGED_TABLES"))
+
+    @property
+    def unwatched_lease_s(self) -> float:
+        """LIVE_CACHE_UNWATCHED_LEASE_S: seconds that a newborn clock is held, so that writers need not always ask."""
+        return float(self.raw("LIVE_CACHE_UNWATCHED_LEASE_S"))
 
     @property
     def verify(self) -> Sequence[str | Callable[[], Any]]:

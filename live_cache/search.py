@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from live_cache.bypasses import reason_to_bypass
 from live_cache.events.copy import copy_of
-from live_cache.events.following import now_s
 from live_cache.exceptions import FrameError, StoreError
 from live_cache.ledger import fences
 from live_cache.ledger.clocks import Reading, take_stamps
+from live_cache.ledger.lease_time import now_s
 from live_cache.links import LinkReader, judge
 from live_cache.loop import leave_loop
 from live_cache.read_records import Rows, is_recording

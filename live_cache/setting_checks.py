@@ -22,6 +22,7 @@ def wrong_settings() -> Messages:
     yield from _check_enabled()
     yield from _check_fill_lease()
     yield from _check_lease()
+    yield from _check_unwatched_lease()
     yield from _check_max_lag()
     yield from _check_ledger_loss()
     yield from _check_listen()
@@ -64,6 +65,16 @@ def _check_lease() -> Messages:
             f"LIVE_CACHE_LEASE_S is {value!r}, which is no positive number of seconds.",
             hint="Leave it out for 10 seconds, or give more than the longest COMMIT takes.",
             id="live_cache.E011",
+        )
+
+
+def _check_unwatched_lease() -> Messages:
+    value = settings.raw("LIVE_CACHE_UNWATCHED_LEASE_S")
+    if not _is_number(value) or not 0 <= value < math.inf:
+        yield Error(
+            f"LIVE_CACHE_UNWATCHED_LEASE_S is {value!r}, which is no number of seconds.",
+            hint="Leave it out, or give some seconds if writes to tables that nobody caches should cost less.",
+            id="live_cache.E022",
         )
 
 

@@ -100,6 +100,8 @@ def test_a_missing_extra_is_reported(monkeypatch: Any, location: str, modules: s
         ("LIVE_CACHE_VERIFY_RATE", 1.5, "live_cache.E017"),
         ("LIVE_CACHE_VERIFY_RATE", "0.1", "live_cache.E017"),
         ("LIVE_CACHE_LEASE_S", 0, "live_cache.E011"),
+        ("LIVE_CACHE_UNWATCHED_LEASE_S", -1, "live_cache.E022"),
+        ("LIVE_CACHE_UNWATCHED_LEASE_S", "2", "live_cache.E022"),
         ("LIVE_CACHE_LEASE_S", "10", "live_cache.E011"),
         ("LIVE_CACHE_LEASE_S", float("nan"), "live_cache.E011"),
         ("LIVE_CACHE_LEASE_S", True, "live_cache.E011"),

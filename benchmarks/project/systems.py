@@ -96,6 +96,7 @@ class Ours(System):
                 }
             },
             "LIVE_CACHE_LEASE_S": bench["lease_s"],
+            "LIVE_CACHE_UNWATCHED_LEASE_S": bench.get("unwatched_lease_s", 0.0),
             "LIVE_CACHE_MAX_LAG_MS": bench.get("max_lag_ms", 100),
             "LIVE_CACHE_ON_LEDGER_LOSS": bench["on_ledger_loss"],
         }

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from live_cache.conf import settings
-from live_cache.events.following import HEARTBEAT_S, follower_of, now_s
+from live_cache.events.following import HEARTBEAT_S, follower_of
 from live_cache.ledger.clocks import ROWS_SLOT, Dependency, Reading
+from live_cache.ledger.lease_time import now_s
 
 if TYPE_CHECKING:
     from live_cache.events.following import Head

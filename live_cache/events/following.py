@@ -24,12 +24,12 @@ from live_cache.exceptions import LedgerUnavailableError
 from live_cache.ledger import fences
 from live_cache.ledger.base import Ledger
 from live_cache.ledger.clocks import NEWBORN, Dependency, Reading
-from live_cache.ledger.host import LEASE_CLOCK
+from live_cache.ledger.lease_time import now_s
 from live_cache.ledger.wake_ups import WakeUps
 from live_cache.names import is_private_database
 from live_cache.replicas import primary_of
 
-__all__ = ["Follower", "Head", "Listener", "follower_of", "now_s"]
+__all__ = ["Follower", "Head", "Listener", "follower_of"]
 
 logger = logging.getLogger("live_cache.events")
 
@@ -41,11 +41,6 @@ LOOK_SHARE: Final = 50
 """Where it looks without being woken, the thread pauses at least this many times what the last look took of a CPU."""
 RETRY_S: Final = 0.1
 """Between two looks while the ledger does not answer."""
-
-
-def now_s() -> float:
-    """Return seconds of a clock that never goes back and counts on while the machine sleeps, where there is one."""
-    return time.clock_gettime(LEASE_CLOCK) if hasattr(time, "clock_gettime") else time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,13 +250,13 @@ class Follower:
         """
         Reap the intents of writers that died between COMMIT and tick, so that their changes are told.
 
-        The hold of a new clock tells of no change; readers of entries look after it.
+        The hold of a new clock tells of no change, unless writers may not know of it; readers of entries look after it.
         """
         if not ledger.is_shared_by_processes:
             return
         by_alias: dict[str, list[Reading]] = {}
         for reading in readings:
-            intents = tuple(intent for intent in reading.intents if intent.id != NEWBORN)
+            intents = tuple(x for x in reading.intents if x.id != NEWBORN or ledger.has_deaf_writers)
             if intents and (alias := self._aliases.get(reading.clock)) is not None:
                 by_alias.setdefault(alias, []).append(replace(reading, intents=intents))
         for alias, held in by_alias.items():

@@ -14,10 +14,11 @@ from django.db import connections, models
 
 from live_cache.assembly import get_assembly
 from live_cache.events.base import LiveEvent, LiveStream, Position, Subscription
-from live_cache.events.following import HEARTBEAT_S, RETRY_S, Follower, Head, follower_of, now_s
+from live_cache.events.following import HEARTBEAT_S, RETRY_S, Follower, Head, follower_of
 from live_cache.events.reading import decoded, events_of, gap
 from live_cache.exceptions import LedgerUnavailableError
 from live_cache.ledger.clocks import Dependency
+from live_cache.ledger.lease_time import now_s
 from live_cache.names import clock_of, database_name
 from live_cache.sql import normalize_table
 from live_cache.writes.signals import tables_of

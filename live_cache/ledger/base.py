@@ -51,6 +51,8 @@ class Ledger(ABC):
     is_shared_by_hosts: bool
     intent_record_bytes: ClassVar[int] = MAX_RECORD_BYTES
     """The longest record that an intent carries."""
+    has_deaf_writers = False
+    """Whether writers may not know of a clock for a while after its birth, and not tick it; its hold stands longer."""
     is_silent = False
     """Whether the last live read got no answer: readers log the beginning and the end of an outage, not each read."""
 
@@ -218,7 +220,7 @@ class Ledger(ABC):
             holder: This write; any object of its own.
 
         Returns:
-            Whether it may. If not, it declares itself as any other write. Ledgers of several hosts always say no.
+            Whether it may. If not, it declares itself as any other write.
         """
         return False
 

@@ -40,6 +40,7 @@ from live_cache.ledger.host_clock import (
 )
 from live_cache.ledger.host_files import DirectoryLock, boot_id
 from live_cache.ledger.host_writers import WritersLock
+from live_cache.ledger.lease_time import LEASE_CLOCK
 from live_cache.ledger.wake_ups import LocalWakeUps
 
 __all__ = ["HostLedger"]
@@ -50,9 +51,6 @@ SUFFIX: Final = ".clock"
 WRITERS_SUFFIX: Final = ".writers"
 LOOK_EVERY_S: Final = 0.005
 """How often a process that follows clocks looks for the ticks of others."""
-
-# Counts on while the machine sleeps, where the system has such a clock.
-LEASE_CLOCK: Final[int] = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", 0))
 
 
 class HostLedger(Ledger):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
@@ -15,6 +15,7 @@ from live_cache.ledger.clocks import TABLE_SLOT, ClockInfo, Dependency, Intent, 
 from live_cache.ledger.redis_memory import KnownRecords, Watched
 from live_cache.ledger.redis_scripts import DECLARE, EXPIRED, LOG, READ, REAP, RESET, TICK
 from live_cache.ledger.redis_wake_ups import RedisWakeUps
+from live_cache.ledger.unwatched import UnwatchedClocks
 from live_cache.redis_connection import Command, RedisConnection
 from live_cache.stores.base import MISS, Missing, Store
 from live_cache.stores.redis import RedisStore
@@ -42,6 +43,8 @@ class RedisLedger(Ledger):
         connection: Shared with the store of the same LOCATION.
         prefix: What the keys of this ledger begin with.
         lease_s: Seconds that an intent may stand before it counts as expired.
+        unwatched_lease_s: Seconds that a newborn clock is held at least. Writers believe for half of it that a clock is
+            not there which was not there when they asked. The same in every process; 0 for none.
     """
 
     name = "redis"
@@ -49,13 +52,22 @@ class RedisLedger(Ledger):
     is_shared_by_hosts = True
     intent_record_bytes = 2048
 
-    def __init__(self, connection: RedisConnection, *, prefix: str = "live_cache:", lease_s: float) -> None:
+    def __init__(
+        self,
+        connection: RedisConnection,
+        *,
+        prefix: str = "live_cache:",
+        lease_s: float,
+        unwatched_lease_s: float = 0.0,
+    ) -> None:
         self.connection = connection
         self.prefix = prefix
         self._key_start = _encode(prefix + "clock:{")
         self._lease_us = int(lease_s * 1e6)
         self._known = KnownRecords()
         self._watched = Watched()
+        self._unwatched = UnwatchedClocks(unwatched_lease_s)
+        self.has_deaf_writers = self._unwatched.is_on
         super().__init__(lease_s=lease_s)
 
     def read_with_entry(
@@ -83,6 +95,8 @@ class RedisLedger(Ledger):
     def is_watched(self, clocks: Iterable[str]) -> bool:
         """See Ledger.is_watched(). True when the server does not answer."""
         asked = list(clocks)
+        if self._unwatched.are_all(asked):
+            return False
         known = self._watched.ask(asked)
         if known is not None:
             return known
@@ -104,6 +118,25 @@ class RedisLedger(Ledger):
         learned = [_logged(record) for record in answer]
         self._known.learn(clock, epoch, after + len(known) + 1, learned)
         return known + learned
+
+    def begin_unannounced(self, clocks: Collection[str], holder: object) -> bool:
+        """See Ledger.begin_unannounced(). The server is asked once in a while."""
+        if not self._unwatched.is_on or self._undelivered:
+            return False
+        try:
+            if self._unwatched.are_all(clocks):
+                return True
+            return self._watched.ask(clocks) is not True and not self._unwatched.ask(list(clocks), self._look_for)
+        except LedgerUnavailableError:
+            return False
+
+    def end_unannounced(self, clocks: Collection[str], holder: object) -> bool:
+        """See Ledger.end_unannounced()."""
+        return not self._unwatched.are_all(clocks)
+
+    def has_unannounced(self, newborn: Reading) -> bool:
+        """See Ledger.has_unannounced()."""
+        return self._unwatched.may_be_believed(newborn)
 
     def expired(self, clock: str) -> list[Intent]:
         """See Ledger.expired()."""
@@ -142,19 +175,27 @@ class RedisLedger(Ledger):
         super()._after_fork_in_child()
         self._known = KnownRecords()
         self._watched = Watched()
+        self._unwatched = self._unwatched.forgotten()
 
     def _read(self, dependencies: Sequence[Dependency]) -> list[Reading]:
         answers = self._run([self._reading_of(dependency) for dependency in dependencies], is_quick=True)
         return self._readings(dependencies, answers)
 
     def _readings(self, dependencies: Sequence[Dependency], answers: Sequence[Any]) -> list[Reading]:
-        for dependency in dependencies:
-            self._watched.see(dependency.clock)
-        return list(map(_reading, dependencies, answers))
+        readings = list(map(_reading, dependencies, answers))
+        for reading in readings:
+            self._watched.see(reading.clock)
+            self._unwatched.see(reading)
+        return readings
 
-    def _existing(self, clocks: list[str]) -> list[str]:
+    def _existing(self, clocks: list[str]) -> Collection[str]:
+        if self._unwatched.are_all(clocks):
+            return ()
         if self._watched.ask(clocks) is not False:
             return clocks  # DECLARE looks for itself
+        return self._unwatched.ask(clocks, self._look_for)
+
+    def _look_for(self, clocks: Sequence[str]) -> list[str]:
         answers = self._run([(TICK, self._key(clock), "", "") for clock in clocks])
         return [clock for clock, answer in zip(clocks, answers, strict=True) if answer]
 
@@ -185,7 +226,8 @@ class RedisLedger(Ledger):
         )
 
     def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]) -> None:
-        self._run(self._ticks(changes, intent_id, records))
+        if not self._unwatched.are_all(changes.keys()):
+            self._run(self._ticks(changes, intent_id, records))
 
     def _tick_again(
         self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]
