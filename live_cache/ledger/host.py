@@ -233,9 +233,7 @@ class HostLedger(Ledger):
                     slots, record = _widened(slots), b""
                 raw_id = bytes.fromhex(intent_id)
                 intent = PackedIntent.pack(raw_id, slots, raw_fence, self._deadline_ns(), record)
-                found.begin()
                 found.open(number, intent)
-                found.end()
 
     def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]) -> None:
         raw_id = None if intent_id is None else bytes.fromhex(intent_id)
@@ -267,12 +265,7 @@ class HostLedger(Ledger):
         """Tick, if there are slots, and close an intent, if one is given, in one step. Needs the lock."""
         if record and slots and not found.room_for_tick(record):
             slots, record = _widened(slots), b""
-        found.begin()
-        if slots:
-            found.tick(slots, record)
-        if number is not None:
-            found.close(number)
-        found.end()
+        found.change(slots, record, number)
 
     def _written(self, clock: str) -> _Written:
         """Hold the lock, and give the file of *clock* as it is now, repaired, or None if the clock does not exist."""
@@ -326,7 +319,7 @@ class HostLedger(Ledger):
         """
         path = self._path(clock)
         try:
-            now = os.stat(path, follow_symlinks=False)
+            now = os.lstat(path)
         except FileNotFoundError:
             self._maps.pop(clock, None)
             return None

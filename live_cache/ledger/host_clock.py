@@ -12,9 +12,9 @@ import mmap
 import os
 import struct
 from array import array
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Collection
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 from live_cache.ledger.clocks import (
     LOG_BYTES,
@@ -65,8 +65,15 @@ NEWBORN_RECORD: Final = 0
 """Number of the newborn hold among the intents, so that there is always room for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class PackedIntent:
+@lru_cache(maxsize=64)
+def _packed_slots(slots: frozenset[int]) -> tuple[int, bytes]:
+    """Return number and bytes of the slots of an intent: most have that of the rows, and no other."""
+    if TABLE_SLOT in slots or len(slots) > INTENT_MAX_SLOTS:
+        return 0, b""
+    return len(slots), array("H", slots).tobytes()
+
+
+class PackedIntent(NamedTuple):
     """An intent as the file holds it."""
 
     head: bytes
@@ -77,12 +84,10 @@ class PackedIntent:
         cls, raw_id: bytes, slots: frozenset[int], fence: bytes, deadline_ns: int, record: bytes = b""
     ) -> PackedIntent:
         """Return the bytes of an intent. What does not fit is made wider: many slots become the table."""
-        if TABLE_SLOT in slots or len(slots) > INTENT_MAX_SLOTS:
-            slots = frozenset()
         if len(fence) > 64:
             fence = b""  # A cut name could be the name of another transaction; without one the database is not asked.
-        raw_slots = array("H", slots).tobytes()
-        return cls(INTENT.pack(raw_id, deadline_ns, len(slots), len(fence), raw_slots, fence, len(record)), record)
+        count, raw_slots = _packed_slots(slots)
+        return cls(INTENT.pack(raw_id, deadline_ns, count, len(fence), raw_slots, fence, len(record)), record)
 
     def unpack(self) -> Intent:
         """Return the intent."""
@@ -197,18 +202,10 @@ class ClockMap:
         return None
 
     # -- changes, which need the lock ----------------------------------------------------------------------------------
-
-    def begin(self) -> None:
-        """
-        Show readers that the file changes from here to end(). Needs the lock.
-
-        What raises in between leaves the counter odd, as a killed process does: what was half done is for the repair.
-        """
-        self.words[COUNTER] += 1
-
-    def end(self) -> None:
-        """Show readers that the change is done."""
-        self.words[COUNTER] += 1
+    #
+    # An odd counter shows readers that the file changes. What raises in between leaves it odd, as a killed process
+    # does: what was half done is for the repair. Each save() of a watched table passes open() and change(), so these
+    # do all in one function.
 
     def repair(self) -> None:
         """Make good what a writer left half done when it died. Needs the lock."""
@@ -223,39 +220,45 @@ class ClockMap:
             self.words[SEQ] = seq
             self.words[COUNTER] = counter + 1
 
-    def tick(self, slots: Iterable[int], record: bytes) -> None:
+    def change(self, slots: Collection[int], record: bytes, number: int | None) -> None:
         """
-        Tick, with *record* in the log, between begin() and end(). Needs room_for_tick().
+        Tick *slots*, if there are any, with *record* in the log, and close an intent, if one is given, in one step.
 
-        The seq comes last: without its slots it could make an old entry fresh, without its record a change unknown.
+        Needs room_for_tick(). The seq comes last: without its slots it could make an old entry fresh, without its
+        record a change unknown.
         """
         words = self.words
-        seq = words[SEQ] + 1
-        if record:
-            place = self._next_place(len(record))
-            start = RING_START + place % LOG_BYTES
-            self.memory[start : start + len(record)] = record
-            word = INDEX_WORD + seq % LOG_LENGTH * INDEX_WORDS
-            words[word] = seq
-            words[word + 1] = place
-            words[word + 2] = len(record)
-            words[LOG_END] = place + len(record)
-        for slot in slots:
-            words[SLOTS_WORD + slot] = seq
-        words[SEQ] = seq
+        words[COUNTER] += 1
+        if slots:
+            seq = words[SEQ] + 1
+            if record:
+                place = self._next_place(len(record))
+                start = RING_START + place % LOG_BYTES
+                self.memory[start : start + len(record)] = record
+                word = INDEX_WORD + seq % LOG_LENGTH * INDEX_WORDS
+                words[word] = seq
+                words[word + 1] = place
+                words[word + 2] = len(record)
+                words[LOG_END] = place + len(record)
+            for slot in slots:
+                words[SLOTS_WORD + slot] = seq
+            words[SEQ] = seq
+        if number is not None:
+            words[BITMAP + number // 64] &= ~(1 << number % 64)
+        words[COUNTER] += 1
 
     def open(self, number: int, intent: PackedIntent) -> None:
-        """Open an intent between begin() and end(). Needs room_for_intent()."""
-        if intent.record:
+        """Open an intent, which counts by one store, the last. Needs room_for_intent()."""
+        words, memory = self.words, self.memory
+        head, record = intent
+        words[COUNTER] += 1
+        if record:
             start = RECORDS_START + number * INTENT_RECORD_BYTES
-            self.memory[start : start + len(intent.record)] = intent.record
+            memory[start : start + len(record)] = record
         start = INTENTS_START + number * INTENT.size
-        self.memory[start : start + INTENT.size] = intent.head
-        self._mark(number, is_open=True)
-
-    def close(self, number: int) -> None:
-        """Close an intent between begin() and end()."""
-        self._mark(number, is_open=False)
+        memory[start : start + INTENT.size] = head
+        words[BITMAP + number // 64] |= 1 << number % 64
+        words[COUNTER] += 1
 
     def room_for_tick(self, record: bytes) -> bool:
         """Get the room that the next tick with *record* needs. Return False if the disk is full."""
@@ -279,11 +282,6 @@ class ClockMap:
         """Return where in all that was ever written the next record begins. None goes over the end of the ring."""
         end: int = self.words[LOG_END]
         return end if end % LOG_BYTES + length <= LOG_BYTES else end + LOG_BYTES - end % LOG_BYTES
-
-    def _mark(self, number: int, *, is_open: bool) -> None:
-        """Make an intent count, or not, by one store."""
-        word, bit = BITMAP + number // 64, 1 << (number % 64)
-        self.words[word] = self.words[word] | bit if is_open else self.words[word] & ~bit
 
     def _make_room(self, part: int, needed: int) -> bool:
         has = self.words[ROOM + part]

@@ -208,7 +208,7 @@ class DirectoryLock:
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
                 continue
             try:
-                there = os.stat(self._path, follow_symlinks=False)
+                there = os.lstat(self._path)
             except FileNotFoundError:
                 there = None
             if there is not None and (there.st_dev, there.st_ino) == self._file_id:
