@@ -114,7 +114,7 @@ class HostLedger(Ledger):
                     break
             else:
                 # After the locks: a clock that is born from here on has a hold, and who would lift it looks for them.
-                if not self._existing(clocks):
+                if not self._is_any_there(clocks):
                     return True
         except (OSError, LedgerUnavailableError):
             pass
@@ -125,7 +125,7 @@ class HostLedger(Ledger):
     def end_unannounced(self, clocks: Collection[str], holder: object) -> bool:
         """See Ledger.end_unannounced()."""
         try:
-            is_born = bool(self._existing(clocks))
+            is_born = self._is_any_there(clocks)
         except LedgerUnavailableError:
             is_born = True
         for clock in clocks:
@@ -208,7 +208,7 @@ class HostLedger(Ledger):
             raise LedgerUnavailableError(f"The ledger file of {dependency.clock!r} changed under its lock.")
         return reading
 
-    def _existing(self, clocks: Collection[str]) -> list[str]:
+    def _existing(self, clocks: list[str]) -> list[str]:
         return [clock for clock in clocks if self._may_exist(clock)]
 
     def _declare(
@@ -285,15 +285,18 @@ class HostLedger(Ledger):
 
     def _may_exist(self, clock: str) -> bool:
         """Return False if *clock* does not exist. One that was mapped is looked for under the lock, so not here too."""
-        if clock in self._maps:
+        return clock in self._maps or self._is_any_there((clock,))
+
+    def _is_any_there(self, clocks: Collection[str]) -> bool:
+        for clock in clocks:
+            try:
+                os.stat(self._paths.get(clock) or self._path(clock), follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise self._unavailable(error) from error
             return True
-        try:
-            os.stat(self._path(clock), follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise self._unavailable(error) from error
-        return True
+        return False
 
     def _writers_of(self, clock: str) -> WritersLock:
         found = self._writers.get(clock)

@@ -84,7 +84,7 @@ def guard(execute: Execute, sql: Any, params: Any, many: bool, context: dict[str
         result = run()
         state.rolled_back_to_savepoint()
         return result
-    if kind in _HARMLESS or statement.is_limited_to_session:
+    if statement.is_limited_to_session or (kind is not StatementKind.WRITE and kind in _HARMLESS):
         return run()
     if kind is StatementKind.SESSION and not statement.commits_implicitly:
         return run()
@@ -138,20 +138,21 @@ def _run_write(state: ConnectionState, sending: Sending, *, is_everything: bool)
     cascaded = tables_changed_by_delete(statement.written) if statement.may_delete else frozenset()
     written = statement.written | cascaded
     connection = state.connection
-    if not statement.commits_implicitly and is_between_blocks(connection) and not state.is_in_transaction:
+    is_in_transaction, is_in_testcase = state.is_in_transaction, is_between_blocks(connection)
+    if is_in_testcase and not (is_in_transaction or statement.commits_implicitly):
         return state.run_in_testcase(written, run, is_everything=is_everything)
-    if state.is_in_transaction or is_between_blocks(connection):
+    if is_in_transaction or is_in_testcase:
         if statement.commits_implicitly or state.is_raw_transaction_uncertain:
             state.record(written, is_everything=is_everything, note="a statement that may commit by itself")
             return _run_committing(state, statement, run)
         return _run_in_transaction(state, sending, cascaded, is_everything=is_everything)
-    if statement.kind is not StatementKind.WRITE or connections[connection.alias] is not connection:
-        return state.run_outside_transaction(written, run, is_everything=is_everything)
-
-    if not is_everything and connection.vendor in _KEEP_WRITERS:
-        result = run_unannounced(state, written, sending.run_to_end)
+    is_write = statement.kind is StatementKind.WRITE
+    if is_write and not is_everything and connection.vendor in _KEEP_WRITERS:
+        result = run_unannounced(state, connection, written, sending.run_to_end)
         if result is not NOT_RUN:
             return result
+    if not is_write or connections[connection.alias] is not connection:
+        return state.run_outside_transaction(written, run, is_everything=is_everything)
 
     def send() -> Any:
         result = _run_in_transaction(state, sending, cascaded, is_everything=is_everything)

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.apps import apps
 from django.db import Error
@@ -56,7 +56,7 @@ _states_lock = threading.Lock()
 
 def state_of(connection: BaseDatabaseWrapper) -> ConnectionState:
     """Return the state of *connection*, attaching to it first if that has not happened yet."""
-    state = connection.__dict__.get(_STATE)
+    state: ConnectionState | None = connection.__dict__.get(_STATE)
     if state is None:
         state = ConnectionState(connection)
         connection.__dict__[_STATE] = state
@@ -64,7 +64,7 @@ def state_of(connection: BaseDatabaseWrapper) -> ConnectionState:
         _remember(state)
     elif connection.atomic_blocks and state.has_writes and is_between_blocks(connection):
         state.end_block_in_testcase()
-    return cast("ConnectionState", state)
+    return state
 
 
 def is_any_in_transaction(alias: str) -> bool:
@@ -189,9 +189,9 @@ class ConnectionState:
         return bool(self._pending)
 
     @property
-    def has_declared(self) -> bool:
-        """Whether intents of this connection may stand, as the answer to a COMMIT was lost."""
-        return bool(self._declared)
+    def is_settled(self) -> bool:
+        """Whether all that was written is told, and no intent may stand as the answer to a COMMIT was lost."""
+        return not (self._pending or self._declared)
 
     def has_written(self, tables: Collection[str]) -> bool:
         """Return whether an uncommitted write could touch one of *tables*."""

@@ -18,6 +18,9 @@ from live_cache.testcases import note_commit
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from live_cache.ledger.base import Ledger
     from live_cache.writes.transactions import ConnectionState
 
 __all__ = ["NOT_RUN", "run_unannounced"]
@@ -25,45 +28,43 @@ __all__ = ["NOT_RUN", "run_unannounced"]
 NOT_RUN: Final = object()
 
 
-def run_unannounced(state: ConnectionState, tables: frozenset[str], send: Callable[[], Any]) -> Any:
+def run_unannounced(
+    state: ConnectionState, connection: BaseDatabaseWrapper, tables: frozenset[str], send: Callable[[], Any]
+) -> Any:
     """
     Return what *send* returns, or NOT_RUN if there is something to tell: then it was not called.
 
     Args:
-        state: Of an open connection in autocommit mode.
+        state: Of *connection*, which is open and in autocommit mode.
         tables: What the statement writes, normalised.
         send: Returns when the database is through with the statement.
     """
-    if state.has_writes or state.has_declared:
+    if not state.is_settled:
         return NOT_RUN
-    clocks = _clocks_of(shared_database_name(state.connection), tables)
+    clocks = _clocks_of(shared_database_name(connection), tables)
+    ledgers = [assembly.ledger for assembly in assemblies_by_ledger()]
     holder = object()
     # One block, from before the first lock to after the last: an interrupt at any line of it leaves none behind.
     try:
-        if not _begin(clocks, holder):
-            return NOT_RUN
+        for number, ledger in enumerate(ledgers):
+            if not ledger.begin_unannounced(clocks, holder):
+                for other in ledgers[:number]:
+                    other.end_unannounced(clocks, holder)
+                return NOT_RUN
         result = send()
-        _end(state, tables, clocks, holder)
+        _end(state, tables, ledgers, clocks, holder)
     except BaseException:
-        _end(state, tables, clocks, holder)
+        _end(state, tables, ledgers, clocks, holder)
         raise
     return result
 
 
-def _begin(clocks: Collection[str], holder: object) -> bool:
-    assemblies = assemblies_by_ledger()
-    for number, assembly in enumerate(assemblies):
-        if not assembly.ledger.begin_unannounced(clocks, holder):
-            for other in assemblies[:number]:
-                other.ledger.end_unannounced(clocks, holder)
-            return False
-    return True
-
-
-def _end(state: ConnectionState, tables: frozenset[str], clocks: Collection[str], holder: object) -> None:
+def _end(
+    state: ConnectionState, tables: frozenset[str], ledgers: list[Ledger], clocks: Collection[str], holder: object
+) -> None:
     is_born = False
-    for assembly in assemblies_by_ledger():
-        if assembly.ledger.end_unannounced(clocks, holder):
+    for ledger in ledgers:
+        if ledger.end_unannounced(clocks, holder):
             is_born = True
     if is_born:
         state.tick_now(tables, note="a statement that began when nothing of its tables was cached")
