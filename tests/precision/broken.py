@@ -111,10 +111,13 @@ def look_for_keys_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def see_no_null(monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer overlooks a value that becomes NULL, or was it."""
-    is_same = images._is_same
-    monkeypatch.setattr(
-        images, "_is_same", lambda before, after: before is None or after is None or is_same(before, after)
-    )
+    updated = images.Columns.updated
+
+    def overlook(self: images.Columns, before: Any, after: Any, connection: Any) -> Any:
+        seen = [old if old is None or new is None else new for old, new in zip(before, after, strict=True)]
+        return updated(self, before, seen, connection)
+
+    monkeypatch.setattr(images.Columns, "updated", overlook)
 
 
 def take_what_is_cut_off_for_absent(monkeypatch: pytest.MonkeyPatch) -> None:
