@@ -21,6 +21,17 @@ NONE_ASSIGNED = "pg:none"
 XID: Final = "pg_catalog.pg_current_xact_id_if_assigned()::text"
 """The id of the running transaction, in SQL: the same from its first write to its end."""
 
+_WRITERS: Final = """
+SELECT pg_catalog.pg_is_in_recovery(), ARRAY(
+    SELECT CASE l.locktype WHEN 'relation' THEN l.virtualtransaction ELSE l.transactionid::text END
+    FROM pg_catalog.pg_locks l
+    WHERE (l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted)
+       OR (l.locktype = 'relation' AND l.mode = 'RowExclusiveLock'
+           AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
+           AND EXISTS (SELECT 1 FROM pg_catalog.pg_class c WHERE c.oid = l.relation AND c.relkind IN ('r', 'p', 'f')))
+)
+"""
+
 
 def writer_token(connection: BaseDatabaseWrapper) -> str:
     """Return ``pg:<xid8>``, or ``pg:none`` for a transaction that has written nothing."""
@@ -68,15 +79,10 @@ def writers_in_progress(connection: BaseDatabaseWrapper) -> frozenset[str] | Non
     See fences.writers_in_progress(). Of every database of the server, and prepared transactions too.
 
     A statement that writes has the lock of its table, or waits for it, before its transaction gets an id. So whoever
-    has such a lock counts as well, by the name that a transaction has from its beginning.
+    has such a lock in this database counts as well, by the name that a transaction has from its beginning. VACUUM has
+    it of indexes only.
     """
-    query = (
-        "SELECT pg_catalog.pg_is_in_recovery(), ARRAY("
-        "SELECT CASE locktype WHEN 'relation' THEN virtualtransaction ELSE transactionid::text END"
-        " FROM pg_catalog.pg_locks WHERE (locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted)"
-        " OR (locktype = 'relation' AND mode = 'RowExclusiveLock'))"
-    )
-    is_standby, names = _row(connection, query)
+    is_standby, names = _row(connection, _WRITERS)
     return None if is_standby else frozenset(names)
 
 
