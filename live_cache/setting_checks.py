@@ -20,9 +20,17 @@ Messages: TypeAlias = Iterator[CheckMessage]
 def wrong_settings() -> Messages:
     """Yield a message for each setting that is wrong or unknown."""
     yield from _check_enabled()
-    yield from _check_fill_lease()
+    yield from _check_seconds(
+        "LIVE_CACHE_FILL_LEASE_S",
+        hint="Leave it out for 5 seconds, or give 0 to let each reader that misses ask the database.",
+        id="live_cache.E016",
+    )
     yield from _check_lease()
-    yield from _check_unwatched_lease()
+    yield from _check_seconds(
+        "LIVE_CACHE_UNWATCHED_LEASE_S",
+        hint="Leave it out, or give some seconds if writes to tables that nobody caches should cost less.",
+        id="live_cache.E022",
+    )
     yield from _check_max_lag()
     yield from _check_ledger_loss()
     yield from _check_listen()
@@ -48,14 +56,11 @@ def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _check_fill_lease() -> Messages:
-    value = settings.raw("LIVE_CACHE_FILL_LEASE_S")
+def _check_seconds(name: str, *, hint: str, id: str) -> Messages:
+    """Check a setting whose 0 turns something off."""
+    value = settings.raw(name)
     if not _is_number(value) or not 0 <= value < math.inf:
-        yield Error(
-            f"LIVE_CACHE_FILL_LEASE_S is {value!r}, which is no number of seconds.",
-            hint="Leave it out for 5 seconds, or give 0 to let each reader that misses ask the database.",
-            id="live_cache.E016",
-        )
+        yield Error(f"{name} is {value!r}, which is no number of seconds.", hint=hint, id=id)
 
 
 def _check_lease() -> Messages:
@@ -65,16 +70,6 @@ def _check_lease() -> Messages:
             f"LIVE_CACHE_LEASE_S is {value!r}, which is no positive number of seconds.",
             hint="Leave it out for 10 seconds, or give more than the longest COMMIT takes.",
             id="live_cache.E011",
-        )
-
-
-def _check_unwatched_lease() -> Messages:
-    value = settings.raw("LIVE_CACHE_UNWATCHED_LEASE_S")
-    if not _is_number(value) or not 0 <= value < math.inf:
-        yield Error(
-            f"LIVE_CACHE_UNWATCHED_LEASE_S is {value!r}, which is no number of seconds.",
-            hint="Leave it out, or give some seconds if writes to tables that nobody caches should cost less.",
-            id="live_cache.E022",
         )
 
 

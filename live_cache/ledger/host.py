@@ -109,13 +109,9 @@ class HostLedger(Ledger):
         if self._undelivered or not self._maps.keys().isdisjoint(clocks):
             return False
         try:
-            for clock in clocks:
-                if not self._writers_of(clock).take(holder):
-                    break
-            else:
-                # After the locks: a clock that is born from here on has a hold, and who would lift it looks for them.
-                if not self._is_any_there(clocks):
-                    return True
+            # The locks first: a clock that is born after the look has a hold, and who would lift it looks for them.
+            if all(self._writers_of(clock).take(holder) for clock in clocks) and not self._is_any_there(clocks):
+                return True
         except (OSError, LedgerUnavailableError):
             pass
         for clock in clocks:
@@ -290,7 +286,7 @@ class HostLedger(Ledger):
     def _is_any_there(self, clocks: Collection[str]) -> bool:
         for clock in clocks:
             try:
-                os.stat(self._paths.get(clock) or self._path(clock), follow_symlinks=False)
+                os.lstat(self._path(clock))
             except FileNotFoundError:
                 continue
             except OSError as error:

@@ -36,7 +36,7 @@ Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
 
 # Databases that tell of each statement that writes, from its beginning on, as long as it is not over.
 _KEEP_WRITERS = frozenset({"sqlite", "postgresql"})
-_HARMLESS = frozenset({StatementKind.SAVEPOINT, StatementKind.RELEASE_SAVEPOINT, StatementKind.ROLLBACK_TO_SAVEPOINT})
+_HARMLESS = (StatementKind.SAVEPOINT, StatementKind.RELEASE_SAVEPOINT, StatementKind.ROLLBACK_TO_SAVEPOINT)
 
 
 class StatementIntercepted(Exception):
@@ -84,7 +84,7 @@ def guard(execute: Execute, sql: Any, params: Any, many: bool, context: dict[str
         result = run()
         state.rolled_back_to_savepoint()
         return result
-    if statement.is_limited_to_session or (kind is not StatementKind.WRITE and kind in _HARMLESS):
+    if kind in _HARMLESS or statement.is_limited_to_session:
         return run()
     if kind is StatementKind.SESSION and not statement.commits_implicitly:
         return run()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from django.db import Error
 
-from live_cache.changes import MAX_ROWS
+from live_cache.changes import MAX_ROWS, RowCells
 from live_cache.exceptions import UncachableValueError
 from live_cache.ledger import fences_postgresql
 from live_cache.sql import Statement, normalize_table
@@ -98,8 +98,7 @@ class _Before(NamedTuple):
 
 
 class _Told(NamedTuple):
-    changes: list[Any]
-    """RowCells."""
+    changes: list[RowCells]
     fence: str = ""
     """Of the transaction, where it was learned on the way; see ledger.fences."""
 

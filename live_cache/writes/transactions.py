@@ -35,7 +35,7 @@ from live_cache.writes.session_changes import SessionChanges
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from live_cache.changes import RowChange
+    from live_cache.changes import RowCells, RowChange
     from live_cache.ledger.base import Ledger
     from live_cache.writes.inserts import Insertion
     from live_cache.writes.sqlite_cursor import TrackedCursor
@@ -223,7 +223,7 @@ class ConnectionState:
         self._pending.add_tables(tables, is_everything=is_everything, note=note)
         self.recently_written.update(tables)
 
-    def record_rows(self, table: str, changes: Sequence[RowChange], *, fence: str = "") -> None:
+    def record_rows(self, table: str, changes: Sequence[RowChange | RowCells], *, fence: str = "") -> None:
         """
         Note what has become of rows of *table* in the running transaction; perhaps nothing.
 

@@ -62,11 +62,8 @@ def run_unannounced(
 def _end(
     state: ConnectionState, tables: frozenset[str], ledgers: list[Ledger], clocks: Collection[str], holder: object
 ) -> None:
-    is_born = False
-    for ledger in ledgers:
-        if ledger.end_unannounced(clocks, holder):
-            is_born = True
-    if is_born:
+    is_born = [ledger.end_unannounced(clocks, holder) for ledger in ledgers]
+    if any(is_born):
         state.tick_now(tables, note="a statement that began when nothing of its tables was cached")
     else:
         note_commit()
