@@ -15,12 +15,11 @@ from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from live_cache.exceptions import FrameError
-from live_cache.rows.cells import decode_cell, encode_cell, encode_cells
+from live_cache.rows.packed import HOLE, is_long, pack, unpack
 from live_cache.rows.primitives import dump, load
 
 __all__ = [
     "DELETE",
-    "HOLE",
     "MAX_ROWS",
     "UPDATE_OF_COLUMNS",
     "ChangeKind",
@@ -30,6 +29,7 @@ __all__ = [
     "RowChange",
     "decode_record",
     "encode_record",
+    "key_of",
     "layout_of",
     "numbers_of",
 ]
@@ -41,12 +41,15 @@ ChangeKind: TypeAlias = Literal["insert", "update", "delete"]
 Image: TypeAlias = Mapping[str, Any]
 """Values by column. A value is None, bool, int, float, str, bytes, Decimal, date, datetime, time, timedelta or UUID."""
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 _SHORT_CHARS: Final = 24
 INSERT, UPDATE, DELETE, UPDATE_OF_COLUMNS = range(4)
 _KINDS: Final[tuple[ChangeKind, ...]] = ("insert", "update", "delete", "update")
-HOLE: Final[list[object]] = []
-"""Stands among the cells of an image where it does not have the column. No cell is empty."""
+_HAS_BEFORE: Final = 4
+_HAS_AFTER: Final = 8
+"""Added to the kind of a row if the image follows."""
+_HEAD: Final = 4
+"""How much stands before the images of a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +71,15 @@ class RowCells(NamedTuple):
     """
     A RowChange as it stands in a record.
 
-    An image is a list of cells (live_cache.rows.cells) and holes, one for each name of the layout.
+    An image is a list of packed cells (live_cache.rows.packed) and holes, one for each name of the layout.
     """
 
     layout: bytes
     """Names of columns, from layout_of()."""
     kind: int
     """Of _KINDS. After UPDATE_OF_COLUMNS the row is as before, but for the columns."""
-    key: list[object] | None
+    key: Any
+    """A packed cell, which is never None, or a list of several; None: any row."""
     columns: bytes | list[int] | None
     """Numbers of names, from numbers_of()."""
     before: list[object] | None
@@ -129,7 +133,7 @@ def encode_record(
     """
     at_ns = time.time_ns()
     if rows is None:
-        return dump([_VERSION, at_ns, note, [], None])
+        return dump([_VERSION, at_ns, note, None])
     told = _as_cells(rows)
     record = _encode(told, at_ns, note)
     if limit_bytes is not None and len(record) > limit_bytes:
@@ -145,11 +149,13 @@ def decode_record(data: bytes) -> Record:
         FrameError: It is no record, or one of another version.
     """
     try:
-        version, at_ns, note, layouts, encoded = load(data)
+        version, at_ns, note, layouts, *encoded = load(data)
         if version != _VERSION:
             raise FrameError(f"A record of the log has the version {version!r}.")
-        names = [_names_in(layout) for layout in layouts]
-        return Record(at_ns, None if encoded is None else tuple([_decode_row(row, names) for row in encoded]), note)
+        if layouts is None:
+            return Record(at_ns, None, note)
+        names = [_names_in(layout) for layout in (layouts if type(layouts) is list else [layouts])]
+        return Record(at_ns, tuple([_decode_row(row, names) for row in encoded]), note)
     except FrameError:
         raise
     except Exception as error:  # whatever unpacking something of another shape raises
@@ -160,6 +166,11 @@ def decode_record(data: bytes) -> Record:
 def layout_of(names: tuple[str, ...]) -> bytes:
     """Return *names* as a record holds them. They are the same for most changes of a table."""
     return dump(list(names))
+
+
+def key_of(cells: list[Any]) -> Any:
+    """Return the key of a row, whose values are packed, as RowCells have it."""
+    return cells[0] if len(cells) == 1 and cells[0] is not None else cells
 
 
 def numbers_of(changed: list[int], names: Sequence[str]) -> bytes | list[int]:
@@ -173,13 +184,15 @@ def _names_in(layout: bytes) -> tuple[str, ...]:
 
 
 def _encode(rows: Sequence[RowCells], at_ns: int, note: str) -> bytes:
-    # Each layout stands once, and in the rows by its number.
+    # All in few lists, each of which takes the encoder as long as three cells. Each layout stands once.
     numbers: dict[bytes, int] = {}
-    encoded = [
-        [numbers.setdefault(layout, len(numbers)), kind, key, columns, before, after]
-        for layout, kind, key, columns, before, after in rows
-    ]
-    return dump([_VERSION, at_ns, note, list(numbers), encoded])
+    encoded: list[list[Any]] = []
+    for layout, kind, key, columns, before, after in rows:
+        number = numbers.setdefault(layout, len(numbers))
+        has = _HAS_BEFORE * (before is not None) | _HAS_AFTER * (after is not None)
+        encoded.append([number, kind | has, key, columns, *(before or ()), *(after or ())])
+    (*layouts,) = numbers
+    return dump([_VERSION, at_ns, note, layouts[0] if len(layouts) == 1 else layouts, *encoded])
 
 
 def _as_cells(rows: Sequence[RowChange | RowCells]) -> list[RowCells]:
@@ -207,7 +220,7 @@ def _cells_of(change: RowChange, names: tuple[str, ...]) -> RowCells:
     return RowCells(
         layout_of(names),
         kind,
-        None if change.key is None else encode_cells(change.key),
+        None if change.key is None else key_of([pack(value) for value in change.key]),
         numbers,
         None if before is None else _cells(before, names),
         None if after is None else _cells(after, names_after),
@@ -222,11 +235,7 @@ def _is_same_but(columns: Container[str], before: Image, after: Image) -> bool:
 
 
 def _cells(image: Image, names: Sequence[str]) -> list[object]:
-    try:
-        values = [image[name] for name in names]
-    except KeyError:
-        return [encode_cell(image[name]) if name in image else HOLE for name in names]
-    return encode_cells(values)
+    return [pack(image[name]) if name in image else HOLE for name in names]
 
 
 def _shortened(row: RowCells) -> RowCells:
@@ -234,38 +243,39 @@ def _shortened(row: RowCells) -> RowCells:
 
 
 def _short_cells(cells: list[object] | None) -> list[object] | None:
-    return None if cells is None else [HOLE if _is_long(cell) else cell for cell in cells]
-
-
-def _is_long(cell: object) -> bool:
-    value = decode_cell(cell) if cell else None
-    return isinstance(value, str | bytes) and len(value) > _SHORT_CHARS
+    return None if cells is None else [HOLE if is_long(cell, chars=_SHORT_CHARS) else cell for cell in cells]
 
 
 def _decode_row(encoded: list[Any], layouts: list[tuple[str, ...]]) -> RowChange:
-    number, kind, key, columns, raw_before, raw_after = encoded
+    number, what, key, columns = encoded[:_HEAD]
     names = layouts[number]
+    kind = what % _HAS_BEFORE
     changed = None if columns is None else [names[number] for number in columns]
-    before = _decode_image(raw_before, names)
-    after = _decode_image(raw_after, names if kind != UPDATE_OF_COLUMNS else changed or ())
+    before = after = None
+    end = _HEAD
+    if what & _HAS_BEFORE:
+        end += len(names)
+        before = _decode_image(encoded[_HEAD:end], names)
+    if what & _HAS_AFTER:
+        after = _decode_image(encoded[end:], names if kind != UPDATE_OF_COLUMNS else changed or ())
+    elif end != len(encoded):
+        raise FrameError("A row in a record of the log has more cells than names.")
     if kind == UPDATE_OF_COLUMNS:
         if before is None or changed is None or after is None:
             raise FrameError("An update of columns in a record of the log lacks them, or an image.")
         after = {name: value for name, value in before.items() if name not in changed} | after
     return RowChange(
         _KINDS[kind],
-        None if key is None else tuple(map(decode_cell, key)),
+        None if key is None else tuple(map(unpack, key)) if type(key) is list else (unpack(key),),
         None if changed is None else frozenset(changed),
         before,
         after,
     )
 
 
-def _decode_image(cells: list[Any] | None, names: Sequence[str]) -> dict[str, Any] | None:
-    if cells is None:
-        return None
+def _decode_image(cells: list[Any], names: Sequence[str]) -> dict[str, Any]:
     return {
-        name: cell if type(cell) in _PLAIN else decode_cell(cell)
+        name: unpack(cell) if type(cell) is bytes else cell
         for name, cell in zip(names, cells, strict=True)
         if cell != HOLE
     }

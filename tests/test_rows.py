@@ -32,6 +32,8 @@ from live_cache.rows import (
     encode_value,
     register_codec,
 )
+from live_cache.rows.packed import HOLE, pack, unpack
+from live_cache.rows.primitives import dump, load
 
 KEY = "shop.product/5f3a/page_1x50"
 HEADER = EntryHeader(
@@ -82,6 +84,10 @@ def assert_exact(values: Sequence[object]) -> None:
     assert shape(there_and_back(rows)) == shape(rows)
     for value in values[:3]:
         assert shape(decode_value(encode_value(value, key=KEY), key=KEY)) == shape(value)
+        (packed,) = load(dump([pack(value)]))
+        assert type(packed) not in (list, dict)
+        assert packed != HOLE
+        assert shape(unpack(packed)) == shape(value)
 
 
 any_text = st.text(st.characters(exclude_categories=()), max_size=20)
@@ -373,6 +379,8 @@ def test_other_types_are_refused_by_name(name: str, wrap: str) -> None:
         assert "Column 1 (colour)" in str(caught.value)
     with pytest.raises(UncachableValueError, match=type_name):
         encode_value(wrapped, key=KEY)
+    with pytest.raises(UncachableValueError, match=type_name):
+        pack(wrapped)
 
 
 @pytest.mark.parametrize("value", [{SafeString("a"): 1}, {Colour.RED: 1}, {frozenset(): 1}])

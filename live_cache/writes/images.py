@@ -16,8 +16,9 @@ from uuid import UUID
 
 from django.db import connections, models
 
-from live_cache.changes import DELETE, HOLE, UPDATE_OF_COLUMNS, RowCells, layout_of, numbers_of
-from live_cache.rows.cells import INT_MAX, INT_MIN, encode_cell
+from live_cache.changes import DELETE, UPDATE_OF_COLUMNS, RowCells, key_of, layout_of, numbers_of
+from live_cache.rows.cells import INT_MAX, INT_MIN
+from live_cache.rows.packed import HOLE, pack
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -203,14 +204,15 @@ class Columns:
             cells[position] = self._converted(cells[position], known, connection)
         for position, value in enumerate(cells):
             kind = type(value)
-            if value is None or kind is bool or (kind is int and INT_MIN <= value <= INT_MAX):
+            if kind is int:
+                if INT_MIN <= value <= INT_MAX:
+                    continue
+            elif kind is str:
+                if len(value) <= LONGEST_STR and value.isascii():
+                    continue
+            elif value is None or kind is bool or value is HOLE:
                 continue
-            if kind is not str:
-                cells[position] = encode_cell(value) if _is_told(value) else HOLE
-            elif len(value) > LONGEST_STR:
-                cells[position] = HOLE
-            elif not value.isascii():
-                cells[position] = encode_cell(value)
+            cells[position] = pack(value) if _is_told(value) else HOLE
         return cells
 
     @staticmethod
@@ -225,9 +227,9 @@ class Columns:
         # What SQLite has stored may be no value of the field: it is shown as None, and is not NULL to the database.
         return HOLE if value is None and raw is not None else value
 
-    def _key_cells(self, cells: list[object]) -> list[object] | None:
+    def _key_cells(self, cells: list[object]) -> Any:
         key = [cells[position] for position in self.key]
-        return None if HOLE in key else key
+        return None if HOLE in key else key_of(key)
 
 
 def _converters_of(field: Any, connection: BaseDatabaseWrapper) -> _Converters:
