@@ -12,7 +12,7 @@ import time
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 from live_cache.exceptions import FrameError
 from live_cache.rows.packed import HOLE, is_long, pack, unpack
@@ -195,8 +195,10 @@ def _encode(rows: Sequence[RowCells], at_ns: int, note: str) -> bytes:
     return dump([_VERSION, at_ns, note, layouts[0] if len(layouts) == 1 else layouts, *encoded])
 
 
-def _as_cells(rows: Sequence[RowChange | RowCells]) -> list[RowCells]:
+def _as_cells(rows: Sequence[RowChange | RowCells]) -> Sequence[RowCells]:
     changes = [row for row in rows if isinstance(row, RowChange)]
+    if not changes:
+        return cast("Sequence[RowCells]", rows)
     # One layout for all of these, whatever their images do not have.
     names: dict[str, None] = {}
     for change in changes:

@@ -155,13 +155,10 @@ class Columns:
 
     def image(self, row: Row, connection: BaseDatabaseWrapper, columns: Container[str] | None = None) -> dict[str, Any]:
         """Return the image of *row*, or of some columns of it."""
-        image = {}
-        for position, (column, raw) in enumerate(zip(self.names, row, strict=True)):
-            if columns is None or column in columns:
-                value = self._converted(raw, self._converters.get(position), connection)
-                if _is_told(value):
-                    image[column] = value
-        return image
+        wanted = [number for number, column in enumerate(self.names) if columns is None or column in columns]
+        values = [row[position] for position in wanted]
+        self._convert(values, self._converters_at(wanted), connection)
+        return image_of([self.names[position] for position in wanted], values)
 
     def updated(self, before: Row, after: Row, connection: BaseDatabaseWrapper) -> RowCells | None:
         """
@@ -180,8 +177,7 @@ class Columns:
         if not changed:
             return None
         cells = self._cells(before, self._converters.items(), connection)
-        converters = [(n, self._converters[p]) for n, p in enumerate(changed) if p in self._converters]
-        now = self._cells([after[position] for position in changed], converters, connection)
+        now = self._cells([after[position] for position in changed], self._converters_at(changed), connection)
         numbers = numbers_of(changed, self.names)
         return RowCells(self._layout, UPDATE_OF_COLUMNS, self._key_cells(cells), numbers, cells, now)
 
@@ -200,8 +196,7 @@ class Columns:
             converters: By position in *row*.
         """
         cells: list[Any] = list(row)
-        for position, known in converters:
-            cells[position] = self._converted(cells[position], known, connection)
+        self._convert(cells, converters, connection)
         for position, value in enumerate(cells):
             kind = type(value)
             if kind is int:
@@ -216,16 +211,20 @@ class Columns:
         return cells
 
     @staticmethod
-    def _converted(raw: Any, converters: _Converters | None, connection: BaseDatabaseWrapper) -> Any:
-        """Return *raw* as the ORM gives it, or HOLE."""
-        if converters is None:
-            return raw
-        value = raw
-        expression, functions = converters
-        for function in functions:
-            value = function(value, expression, connection)
-        # What SQLite has stored may be no value of the field: it is shown as None, and is not NULL to the database.
-        return HOLE if value is None and raw is not None else value
+    def _convert(
+        values: list[Any], converters: Iterable[tuple[int, _Converters]], connection: BaseDatabaseWrapper
+    ) -> None:
+        """Turn *values* of the driver into what the ORM gives, or HOLE."""
+        for position, (expression, functions) in converters:
+            raw = value = values[position]
+            for function in functions:
+                value = function(value, expression, connection)
+            # What SQLite has stored may be no value of the field: it is shown as None, and is not NULL to the database.
+            values[position] = HOLE if value is None and raw is not None else value
+
+    def _converters_at(self, positions: Sequence[int]) -> list[tuple[int, _Converters]]:
+        """Return the converters of some columns, by their place among *positions*."""
+        return [(n, self._converters[position]) for n, position in enumerate(positions) if position in self._converters]
 
     def _key_cells(self, cells: list[object]) -> Any:
         key = [cells[position] for position in self.key]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from django.db import Error, IntegrityError
@@ -282,5 +283,9 @@ def names_of(cursor: Any) -> tuple[str, ...]:
     if result is None:
         return tuple([column[0] for column in cursor.description])
     # Each entry of psycopg's description looks up a type, which takes longer than the query.
-    encoding = cursor.connection.info.encoding
-    return tuple([result.fname(number).decode(encoding) for number in range(result.nfields)])
+    return _decoded(tuple(map(result.fname, range(result.nfields))), cursor.connection.info.encoding)
+
+
+@lru_cache(maxsize=1024)
+def _decoded(names: tuple[bytes, ...], encoding: str) -> tuple[str, ...]:
+    return tuple([name.decode(encoding) for name in names])
