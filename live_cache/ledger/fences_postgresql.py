@@ -38,9 +38,11 @@ def writer_token(connection: BaseDatabaseWrapper) -> str:
     return token_of(_row(connection, f"SELECT {XID}")[0])
 
 
-def token_of(xid: str | None) -> str:
-    """Return the fence of the transaction that has answered *xid* to XID."""
-    return NONE_ASSIGNED if xid is None else f"pg:{xid}"
+def token_of(xid: str | bytes | None) -> str:
+    """Return the fence of the transaction that has answered *xid* to XID; bytes are what the server has sent."""
+    if xid is None:
+        return NONE_ASSIGNED
+    return f"pg:{xid.decode() if isinstance(xid, bytes) else xid}"
 
 
 def session_token(connection: BaseDatabaseWrapper) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
+from operator import ne
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -23,14 +24,16 @@ from live_cache.rows.packed import HOLE, pack
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
+    from live_cache.writes.answers import Load
+
 __all__ = ["LONGEST_STR", "Columns", "columns_of", "image_of", "is_in_images", "key_columns"]
 
 LONGEST_STR: Final = 200
 """Longer strings stay out of images: a record has to be short."""
 
 Row = Sequence[Any]
-_Converters = tuple[Any, tuple[Callable[..., Any], ...]]
-"""What Django's converters of a column take, and these, in their order."""
+_Converters = tuple["Load | None", Any, tuple[Callable[..., Any], ...]]
+"""What loads a value of a column; what Django's converters of it take; and these, in their order."""
 
 _FIELDS: Final = frozenset(
     {
@@ -118,9 +121,16 @@ class Columns:
 
     Args:
         names: As the driver describes them.
+        loads: What loads the values of rows that are as PostgreSQL has sent them, by column. None if the driver has.
     """
 
-    def __init__(self, model: type[models.Model], connection: BaseDatabaseWrapper, names: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        model: type[models.Model],
+        connection: BaseDatabaseWrapper,
+        names: tuple[str, ...],
+        loads: Sequence[Load] | None = None,
+    ) -> None:
         fields = {str(field.column): field for field in model._meta.local_concrete_fields}
         if connection.vendor != "postgresql":  # elsewhere the case of a column's name is of no account
             exact = {column.lower(): column for column in fields}
@@ -130,6 +140,7 @@ class Columns:
         """Whether every field of the model is there, so that no change can go unseen."""
         self.key: tuple[int, ...] = ()
         self._layout = b""
+        self._loads: Sequence[Load] | None = None
         self._converters: dict[int, _Converters] = {}
         """By position, without those of columns whose values are as the driver gives them."""
         if not self.is_complete:
@@ -140,14 +151,25 @@ class Columns:
         in_images = {name: field for name, field in fields.items() if is_in_images(field)}
         self.has_key = bool(self.key) and all(names[position] in in_images for position in self.key)
         """Whether rows can be told apart by their key."""
+        self._loads = loads
         for position, name in enumerate(names):
-            converters = _converters_of(in_images[name], connection) if name in in_images else _NOT_IN_IMAGES
-            if converters[1]:
-                self._converters[position] = converters
+            if name not in in_images:
+                self._converters[position] = _NOT_IN_IMAGES
+                continue
+            load = None if loads is None else loads[position]
+            expression, functions = _converters_of(in_images[name], connection)
+            if load is not None or functions:
+                self._converters[position] = load, expression, functions
 
     def raw_key(self, row: Row) -> tuple[Any, ...] | None:
         """Return the key of *row* as the driver gives it, or None if it cannot be used to find the row again."""
-        key = (row[self.key[0]],) if len(self.key) == 1 else tuple([row[position] for position in self.key])
+        loads = self._loads
+        if loads is not None:
+            key = tuple(
+                [row[position] if row[position] is None else loads[position](row[position]) for position in self.key]
+            )
+        else:
+            key = (row[self.key[0]],) if len(self.key) == 1 else tuple([row[position] for position in self.key])
         for value in key:
             if type(value) not in _KEY_TYPES:
                 return None
@@ -168,12 +190,10 @@ class Columns:
             UncachableValueError: A value is of a kind that records do not hold.
             Exception: Whatever a converter of values raises.
         """
-        changed = []
-        for position, (old, new) in enumerate(zip(before, after, strict=True)):
-            if old is not new:
-                kind = type(old)
-                if kind is not type(new) or old != new or not (kind in _EXACT or _looks_same(old, new)):
-                    changed.append(position)
+        if self._loads is not None:
+            changed = [position for position, differs in enumerate(map(ne, before, after)) if differs]
+        else:
+            changed = _changed_values(before, after)
         if not changed:
             return None
         cells = self._cells(before, self._converters.items(), connection)
@@ -215,8 +235,10 @@ class Columns:
         values: list[Any], converters: Iterable[tuple[int, _Converters]], connection: BaseDatabaseWrapper
     ) -> None:
         """Turn *values* of the driver into what the ORM gives, or HOLE."""
-        for position, (expression, functions) in converters:
+        for position, (load, expression, functions) in converters:
             raw = value = values[position]
+            if load is not None and raw is not None:
+                value = load(raw)
             for function in functions:
                 value = function(value, expression, connection)
             # What SQLite has stored may be no value of the field: it is shown as None, and is not NULL to the database.
@@ -231,14 +253,25 @@ class Columns:
         return None if HOLE in key else key_of(key)
 
 
-def _converters_of(field: Any, connection: BaseDatabaseWrapper) -> _Converters:
+def _changed_values(before: Row, after: Row) -> list[int]:
+    """Return the positions at which two rows are not the same, as the driver gives them."""
+    changed = []
+    for position, (old, new) in enumerate(zip(before, after, strict=True)):
+        if old is not new:
+            kind = type(old)
+            if kind is not type(new) or old != new or not (kind in _EXACT or _looks_same(old, new)):
+                changed.append(position)
+    return changed
+
+
+def _converters_of(field: Any, connection: BaseDatabaseWrapper) -> tuple[Any, tuple[Callable[..., Any], ...]]:
     expression = field.get_col(field.model._meta.db_table)
     # In the order in which SQLCompiler.apply_converters() takes them (read in Django 5.2 and 6.1).
     converters = connection.ops.get_db_converters(expression) + expression.get_db_converters(connection)
     return expression, tuple(converters)
 
 
-_NOT_IN_IMAGES: Final[_Converters] = (None, (lambda value, expression, connection: HOLE,))
+_NOT_IN_IMAGES: Final[_Converters] = (None, None, (lambda value, expression, connection: HOLE,))
 
 
 def columns_of(model: type[models.Model], connection: BaseDatabaseWrapper, names: tuple[str, ...]) -> Columns:

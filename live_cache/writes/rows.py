@@ -23,9 +23,10 @@ from live_cache.ledger import fences_postgresql
 from live_cache.sql import Statement, normalize_table
 from live_cache.sql.row_writes import RowWrite, read_row_write
 from live_cache.tables import models_of_tables
+from live_cache.writes.answers import Answer, answer_of, loads_of
 from live_cache.writes.images import Columns, columns_of, key_columns
 from live_cache.writes.plain_tables import is_plain
-from live_cache.writes.sending import Answer, Companion, CompanionError, names_of
+from live_cache.writes.sending import Companion, CompanionError
 
 if TYPE_CHECKING:
     from django.db import models
@@ -92,6 +93,7 @@ class Target(NamedTuple):
 
 
 class _Before(NamedTuple):
+    answer: Answer
     columns: Columns
     rows: dict[tuple[Any, ...], Sequence[Any]]
     """By the key, as the driver gives it."""
@@ -195,7 +197,7 @@ def _run_at_once(target: Target, sending: Sending) -> Any:
 
     def changes() -> _Told:
         seen, *found = take()
-        known = _before_of(target, connection, seen)
+        known = _before_of(target, state, seen)
         if sending.cursor.rowcount != len(known.rows):
             raise Untold(_OTHER_ROWS)
         if write.verb == "delete":
@@ -288,12 +290,12 @@ def _read_before(state: ConnectionState, target: Target) -> _Before:
     connection = state.connection
     _prove_told(state, target.form.write.table)
     answer = _select(connection, _text_before(connection, target.form), target.condition_parameters)
-    return _before_of(target, connection, answer)
+    return _before_of(target, state, answer)
 
 
-def _before_of(target: Target, connection: BaseDatabaseWrapper, answer: Answer) -> _Before:
-    names, rows = answer
-    columns = columns_of(target.form.model, connection, names)
+def _before_of(target: Target, state: ConnectionState, answer: Answer) -> _Before:
+    rows = answer.rows
+    columns = _columns_of(target.form.model, state, answer)
     if len(rows) > MAX_ROWS:
         raise Untold(f"more than {MAX_ROWS} rows")
     if not columns.is_complete or not columns.has_key or not _has_columns(columns, target.form.write):
@@ -304,7 +306,20 @@ def _before_of(target: Target, connection: BaseDatabaseWrapper, answer: Answer) 
         if key is None or key in by_key:
             raise Untold("a key of a type that cannot be told")
         by_key[key] = row
-    return _Before(columns, by_key)
+    return _Before(answer, columns, by_key)
+
+
+def _columns_of(model: type[models.Model], state: ConnectionState, answer: Answer) -> Columns:
+    connection = state.connection
+    names, _, oids = answer
+    if oids is None:
+        return columns_of(model, connection, names)
+    # Loaders belong to a connection of the driver, which knows the zone of its session; Django adds one of its own.
+    key = model, names, oids, connection.timezone, state.driver.pgconn.parameter_status(b"TimeZone")
+    found = state.sent_columns.get(key)
+    if found is None:
+        found = state.sent_columns[key] = Columns(model, connection, names, loads_of(state.driver, oids))
+    return found
 
 
 @lru_cache(maxsize=1024)
@@ -388,11 +403,13 @@ def _read_after(
 def _after_of(
     target: Target, before: _Before, connection: BaseDatabaseWrapper, answer: Answer
 ) -> tuple[dict[tuple[Any, ...], Sequence[Any]], str]:
-    names, rows = answer
-    n_columns = len(before.columns.names)
+    names, rows, oids = answer
+    n_columns = len(before.answer.names)
     has_fence = connection.vendor == "postgresql"
-    if columns_of(target.form.model, connection, names[:n_columns]) is not before.columns or (
-        len(names) != n_columns + has_fence
+    if (
+        names[:n_columns] != before.answer.names
+        or (oids and oids[:n_columns]) != before.answer.oids
+        or len(names) != n_columns + has_fence
     ):
         raise Untold("a table that was altered meanwhile")
     fence = ""
@@ -413,7 +430,7 @@ def _select(connection: BaseDatabaseWrapper, sql: str, parameters: Sequence[Any]
             cursor.execute(sql)
         else:
             cursor.execute(sql, parameters)
-        return Answer(names_of(cursor), cursor.fetchall())
+        return answer_of(cursor)
 
 
 @lru_cache(maxsize=1024)

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from django.db import Error, IntegrityError
+
+from live_cache.writes.answers import Answer, answer_of, answers_at
 
 if TYPE_CHECKING:
     from live_cache.sql import Statement
@@ -25,13 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LOCKING_MODES",
-    "Answer",
     "Companion",
     "CompanionError",
     "Sending",
     "can_begin_late",
     "is_sent_once",
-    "names_of",
 ]
 
 
@@ -40,13 +39,6 @@ class Companion(NamedTuple):
 
     sql: str
     parameters: Sequence[Any] = ()
-
-
-class Answer(NamedTuple):
-    """What the database has answered to a companion."""
-
-    names: tuple[str, ...]
-    rows: list[Sequence[Any]]
 
 
 class CompanionError(Exception):
@@ -174,14 +166,7 @@ class Sending:
         driver.set_result(own)
 
         def take() -> list[Answer]:
-            answers = []
-            try:
-                for number in (*range(len(begin), own), *range(own + 1, len(texts))):
-                    driver.set_result(number)
-                    answers.append(Answer(names_of(driver), driver.fetchall()))
-            finally:
-                driver.set_result(own)
-            return answers
+            return answers_at(driver, (*range(len(begin), own), *range(own + 1, len(texts))))
 
         return result, take
 
@@ -196,7 +181,7 @@ class Sending:
                 with self.state.connection.wrap_database_errors:
                     _next(django, driver)
                 if begun <= number < own:
-                    answers.append(Answer(names_of(driver), list(driver.fetchall())))
+                    answers.append(answer_of(driver))
             except Error as error:
                 if number < own:
                     raise CompanionError from error
@@ -214,7 +199,7 @@ class Sending:
             for _ in range(own + 1, end):
                 try:
                     _next(django, driver)
-                    answers.append(Answer(names_of(driver), list(driver.fetchall())))
+                    answers.append(answer_of(driver))
                 except Exception as error:
                     unreadable.append(error)
             vars(driver).update(shown)
@@ -275,17 +260,3 @@ def can_begin_late(driver: Any) -> bool:
         and driver.isolation_level is driver.read_only is driver.deferrable is None
         and driver.pgconn.pipeline_status == _NO_PIPELINE
     )
-
-
-def names_of(cursor: Any) -> tuple[str, ...]:
-    """Return the names of the columns of the result that *cursor*, one of the driver, is at."""
-    result = getattr(cursor, "pgresult", None)
-    if result is None:
-        return tuple([column[0] for column in cursor.description])
-    # Each entry of psycopg's description looks up a type, which takes longer than the query.
-    return _decoded(tuple(map(result.fname, range(result.nfields))), cursor.connection.info.encoding)
-
-
-@lru_cache(maxsize=1024)
-def _decoded(names: tuple[bytes, ...], encoding: str) -> tuple[str, ...]:
-    return tuple([name.decode(encoding) for name in names])

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from live_cache.changes import RowCells, RowChange
     from live_cache.ledger.base import Ledger
+    from live_cache.writes.images import Columns
     from live_cache.writes.inserts import Insertion
     from live_cache.writes.sqlite_cursor import TrackedCursor
 
@@ -118,6 +119,8 @@ class ConnectionState:
         self.session = SessionChanges()
         self.isolation: tuple[object, str] | None = None
         """The driver's connection and its isolation level, once the database was asked."""
+        self.sent_columns: dict[Any, Columns] = {}
+        """How rows that were taken as PostgreSQL sends them over the driver's connection become keys and images."""
         self.open_cursors: weakref.WeakSet[TrackedCursor] = weakref.WeakSet()
         """SQLite cursors whose statement is not finished."""
         self.recently_written: set[str] = set()
@@ -160,6 +163,7 @@ class ConnectionState:
         self.is_raw_transaction_uncertain = False
         self.session.reset(self.pooled_driver)
         self.isolation = None
+        self.sent_columns.clear()
         self.recently_written.clear()
         self._forget_intents()
         self._leave_testcase()
