@@ -34,6 +34,8 @@ __all__ = [
 KEYS_CLOCK: Final = "~keys"
 """The clock of the keys that callers give; no database is called ``~keys``, since an alias is followed by ``@``."""
 
+_process_id = os.getpid()
+
 
 def is_private_database(connection: BaseDatabaseWrapper) -> bool:
     """Return whether the database is visible to this one connection only (SQLite in memory without a shared cache)."""
@@ -60,15 +62,15 @@ def shared_database_name(connection: BaseDatabaseWrapper) -> str:
     connection = primary_of(connection) or connection
     name = str(connection.settings_dict["NAME"])
     cached: tuple[str, int, str] | None = connection.__dict__.get("_live_cache_database_name")
-    if cached is not None and cached[0] == name and cached[1] == os.getpid():
+    if cached is not None and cached[0] == name and cached[1] == _process_id:
         return cached[2]
     identity = name
     if connection.vendor == "sqlite":
         in_memory = name == ":memory:" or "mode=memory" in name
-        identity = f"{name}#{os.getpid()}" if in_memory else os.path.realpath(name)
+        identity = f"{name}#{_process_id}" if in_memory else os.path.realpath(name)
     digest = hashlib.blake2b(f"{connection.vendor}:{identity}".encode(), digest_size=6).hexdigest()
     result = f"{connection.alias}@{digest}"
-    connection.__dict__["_live_cache_database_name"] = (name, os.getpid(), result)
+    connection.__dict__["_live_cache_database_name"] = (name, _process_id, result)
     return result
 
 
@@ -88,3 +90,12 @@ def key_dependency(cache_key: str) -> Dependency:
     """Return what an entry depends on beside tables, so that invalidating any prefix of its *cache_key* drops it."""
     slots = sorted({slot_of(prefix) for prefix in key_prefixes(cache_key)})
     return Dependency(KEYS_CLOCK, (TABLE_SLOT, *slots))
+
+
+def _after_fork_in_child() -> None:
+    global _process_id
+    _process_id = os.getpid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

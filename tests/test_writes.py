@@ -322,6 +322,7 @@ def test_signals_cover_models_that_no_cursor_writes(shop: str, cache: str) -> No
 
 def test_signals_that_are_received_on_request(shop: str, cache: str) -> None:
     """post_delete and m2m_changed of a model that no cursor writes, after connect_unseen()."""
+    from live_cache.writes.recent import recently_written
     from live_cache.writes.signals import connect_unseen
 
     connect_unseen(Book)
@@ -334,7 +335,7 @@ def test_signals_that_are_received_on_request(shop: str, cache: str) -> None:
                 sender=through, instance=book, action="post_add", reverse=False, model=Tag, pk_set={1}, using=shop
             ),
         ):
-            connections[shop].__dict__["_live_cache_state"].recently_written.clear()
+            recently_written(shop).clear()
             list(live(Book.objects.using(shop).filter(tags__name="red")))
             send()
             with recording() as reads:

@@ -69,8 +69,8 @@ class DirectoryLock:
     """
     The lock of all writers in one directory, between threads and processes; it does not nest.
 
-    The kernel drops it when its holder dies. Opens the file again after a fork (the lock of a file belongs to the open
-    file, which parent and child share) and when somebody removed the directory.
+    The kernel drops it when its holder dies. Opens the file again when somebody removed the directory, and after a
+    fork, of which its owner must tell it: the lock of a file belongs to the open file, which parent and child share.
 
     Raises:
         LedgerUnavailableError: On entering, if the lock was not to be had within LOCK_TIMEOUT_S, or the directory
@@ -82,7 +82,6 @@ class DirectoryLock:
         self._path = str(directory / LOCK_NAME)
         self._threads = threading.Lock()
         self._descriptor: int | None = None
-        self._process_id = os.getpid()
         self._owner: tuple[int, int] = (-1, -1)
         self._file_id: tuple[int, int] = (-1, -1)
 
@@ -189,9 +188,6 @@ class DirectoryLock:
     def _lock_file(self, deadline_s: float) -> None:
         pause_s = FIRST_PAUSE_S
         while True:
-            if self._process_id != os.getpid():
-                self._close_file()
-                self._process_id = os.getpid()
             if self._descriptor is None:
                 self._descriptor = self.open_file(self._path)
                 held = os.fstat(self._descriptor)

@@ -21,6 +21,7 @@ from django.db.models import Model
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_save
 
 from live_cache.sql import normalize_table
+from live_cache.writes.recent import recently_written
 from live_cache.writes.transactions import state_of
 
 __all__ = ["connect", "connect_unseen", "tables_of"]
@@ -54,23 +55,21 @@ def connect_unseen(model: type[Model]) -> None:
 
 
 def _before_save(sender: type[Model], using: str, **kwargs: Any) -> None:
-    state_of(connections[using]).recently_written.difference_update(tables_of(sender))
+    recently_written(using).difference_update(tables_of(sender))
 
 
 def _after_write(sender: type[Model], using: str, **kwargs: Any) -> None:
-    state = state_of(connections[using])
     tables = tables_of(sender)
     # With update_fields a save writes only some of the tables of a child model, so one that was seen is enough.
-    if tables.isdisjoint(state.recently_written):
-        state.tick_now(tables, note="told by a signal")
+    if tables.isdisjoint(recently_written(using)):
+        state_of(connections[using]).tick_now(tables, note="told by a signal")
 
 
 def _after_m2m_change(sender: type[Model], using: str | None, action: str, **kwargs: Any) -> None:
     if using is None:
         return
-    state = state_of(connections[using])
     tables = tables_of(sender)
     if action.startswith("pre_"):
-        state.recently_written.difference_update(tables)
-    elif tables.isdisjoint(state.recently_written):
-        state.tick_now(tables, note="told by a signal")
+        recently_written(using).difference_update(tables)
+    elif tables.isdisjoint(recently_written(using)):
+        state_of(connections[using]).tick_now(tables, note="told by a signal")

@@ -28,6 +28,7 @@ from live_cache.testcases import is_between_blocks, is_in_testcase, note_commit,
 from live_cache.writes import hooks, raw_cursor
 from live_cache.writes.engines import tables_without_rollback
 from live_cache.writes.pending import Pending, Ticks
+from live_cache.writes.recent import recently_written
 from live_cache.writes.schema_facts import forget_schema_facts
 from live_cache.writes.sending import LOCKING_MODES, is_sent_once
 from live_cache.writes.session_changes import SessionChanges
@@ -100,6 +101,7 @@ class ConnectionState:
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self._connection = weakref.ref(connection)
+        self.alias: str = connection.alias
         self._pending = Pending()
         self._fence = ""
         self.is_raw_transaction = False
@@ -123,8 +125,6 @@ class ConnectionState:
         """How rows that were taken as PostgreSQL sends them over the driver's connection become keys and images."""
         self.open_cursors: weakref.WeakSet[TrackedCursor] = weakref.WeakSet()
         """SQLite cursors whose statement is not finished."""
-        self.recently_written: set[str] = set()
-        """Tables that the SQL guard has seen written since the last pre_save; see signals."""
         self.captured_tables: set[str] | None = None
         """Where the guard collects the tables that statements read, while a live read is fetching."""
         self._intents: list[tuple[Ledger, str]] = []
@@ -164,7 +164,6 @@ class ConnectionState:
         self.session.reset(self.pooled_driver)
         self.isolation = None
         self.sent_columns.clear()
-        self.recently_written.clear()
         self._forget_intents()
         self._leave_testcase()
 
@@ -225,7 +224,7 @@ class ConnectionState:
             note: Says to people why it is not told by row.
         """
         self._pending.add_tables(tables, is_everything=is_everything, note=note)
-        self.recently_written.update(tables)
+        recently_written(self.alias).update(tables)
 
     def record_rows(self, table: str, changes: Sequence[RowChange | RowCells], *, fence: str = "") -> None:
         """
@@ -238,7 +237,7 @@ class ConnectionState:
         # Forgotten by clear(), so it may be kept only while there is something to clear.
         if fence and self._pending:
             self._fence = fence
-        self.recently_written.add(table)
+        recently_written(self.alias).add(table)
 
     def wants_rows(self, table: str) -> bool:
         """

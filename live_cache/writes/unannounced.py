@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from live_cache.assembly import assemblies_by_ledger
 from live_cache.names import clock_of, shared_database_name
 from live_cache.testcases import note_commit
+from live_cache.writes.recent import recently_written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -67,7 +68,7 @@ def _end(
         state.tick_now(tables, note="a statement that began when nothing of its tables was cached")
     else:
         note_commit()
-    state.recently_written.update(tables)
+    recently_written(state.alias).update(tables)
 
 
 @lru_cache(maxsize=1024)
