@@ -28,7 +28,8 @@ from live_cache.shapes.catalog import CatalogMemo
 from live_cache.shapes.conditions import read_where
 from live_cache.shapes.text_rules import text_rules_of
 from live_cache.shapes.truth import FALSE, NULL, TRUE, position
-from live_cache.writes.images import columns_of
+from live_cache.writes.answers import answer_of, loads_of
+from live_cache.writes.images import Columns
 from tests.deep import deep
 from tests.made_models import made_models
 from tests.testapp.models import AllFields, Part
@@ -120,10 +121,10 @@ def images_of(alias: str) -> dict[int, dict[str, Any]]:
     connection = connections[alias]
     with closing(connection.create_cursor()) as cursor:
         cursor.execute("SELECT * FROM testapp_allfields")
-        names = tuple([column[0] for column in cursor.description])
-        rows = cursor.fetchall()
-    columns = columns_of(AllFields, connection, names)
-    images = [columns.image(row, connection) for row in rows]
+        answer = answer_of(cursor)
+        loads = None if answer.oids is None else loads_of(cursor, answer.oids)
+    columns = Columns(AllFields, connection, answer.names, loads)
+    images = [columns.image(row, connection) for row in answer.rows]
     return {image["id"]: image for image in images}
 
 

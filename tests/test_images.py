@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from datetime import time as clock_time
 from decimal import Decimal
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import django
@@ -22,7 +25,9 @@ from live_cache.changes import MAX_ROWS, RowChange, decode_record
 from live_cache.ledger.clocks import ROWS_SLOT, TABLE_SLOT, Dependency, Reading
 from live_cache.names import clock_of, database_name
 from live_cache.sql import normalize_table
+from live_cache.writes.answers import answer_of, loads_of
 from live_cache.writes.hooks import Hook
+from live_cache.writes.images import Columns, columns_of
 from live_cache.writes.plain_tables import forget_plain_tables, is_plain
 from live_cache.writes.transactions import state_of
 from tests.cache_kinds import caches_of
@@ -962,6 +967,63 @@ def test_values_that_python_does_not_have(shop: str) -> None:
         assert Book.objects.using(shop).filter(title="Book 0").update(pages=77) == 1
     assert watch.told(Book).notes == ["rows that could not be read"]
     assert Book.objects.using(shop).filter(pages=77).count() == 1
+
+
+@pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
+def test_rows_as_they_were_sent_tell_what_loaded_rows_tell(alias: str) -> None:
+    """Of each type: the values, whichever zone the session is in, and which of them have changed."""
+    connection = connections[alias]
+    rows = AllFields.objects.using(alias)
+    rows.create()
+    rows.create(null_date=date(9999, 12, 31), null_datetime=datetime(2026, 10, 25, 0, 30, tzinfo=UTC), float=0.1)
+    rows.create(null_decimal=Decimal("0.000000"), float=-0.0, null_char="é", null_time=clock_time(23, 59, 59, 999999))
+    for zone in (None, "Asia/Kolkata"):
+        with _session_in_zone(connection, zone), closing(connection.create_cursor()) as cursor:
+            cursor.execute("SELECT *, NULL::testapp_allfields AS unknown FROM testapp_allfields ORDER BY id")
+            names, sent, oids = answer_of(cursor)
+            loaded = cursor.fetchall()
+            assert oids is not None
+            by_loads = Columns(AllFields, connection, names, loads_of(cursor, oids))
+            by_driver = columns_of(AllFields, connection, names)
+            assert [by_loads.raw_key(row) for row in sent] == [by_driver.raw_key(row) for row in loaded]
+            for here, there in product(zip(sent, loaded, strict=True), repeat=2):
+                assert by_loads.deleted(here[0], connection) == by_driver.deleted(here[1], connection)
+                of_sent = by_loads.updated(here[0], there[0], connection)
+                assert of_sent == by_driver.updated(here[1], there[1], connection)
+                assert (of_sent is None) == (here is there)
+
+
+@pytest.mark.parametrize("alias", ["postgresql"], indirect=True)
+def test_images_are_read_in_the_zone_of_their_session(alias: str) -> None:
+    """What was prepared for one zone is not used for another."""
+    connection, rows = connections[alias], AllFields.objects.using(alias)
+    one = rows.create()
+    for zone in (None, "Asia/Kolkata", "Pacific/Apia", None):
+        with _session_in_zone(connection, zone):
+            watch = Watch(alias, AllFields)
+            one.integer += 1
+            one.save()
+            (change,) = watch.told(AllFields).rows
+            assert change.after is not None
+            assert repr(change.after["datetime"]) == repr(rows.get().datetime)
+
+
+@contextmanager
+def _session_in_zone(connection: Any, zone: str | None) -> Iterator[None]:
+    """Be as if TIME_ZONE of the database were *zone*."""
+    before = connection.settings_dict["TIME_ZONE"]
+
+    def change(zone: str | None) -> None:
+        connection.settings_dict["TIME_ZONE"] = zone
+        for name in ("timezone", "timezone_name"):
+            connection.__dict__.pop(name, None)
+        connection.ensure_timezone()
+
+    change(zone)
+    try:
+        yield
+    finally:
+        change(before)
 
 
 def test_database_cascades(alias: str, ledger_kind: str) -> None:

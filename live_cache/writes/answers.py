@@ -48,13 +48,13 @@ def answers_at(cursor: Any, numbers: Iterable[int]) -> list[Answer]:
     return [_sent(cursor, results[number]) for number in numbers]
 
 
-def loads_of(driver: Any, oids: Iterable[int]) -> list[Load]:
-    """Return what loads values of these types, as cursors of *driver*, a connection of psycopg, do."""
-    adapters = driver.adapters
+def loads_of(cursor: Any, oids: Iterable[int]) -> list[Load]:
+    """Return what loads values of these types as *cursor*, one of psycopg that Django has made, does."""
+    adapters = cursor.adapters
     loads = []
     for oid in oids:
         loader = adapters.get_loader(oid, _TEXT) or adapters.get_loader(_ANY_TYPE, _TEXT)
-        loads.append(loader(oid, driver).load)
+        loads.append(loader(oid, cursor.connection).load)
     return loads
 
 

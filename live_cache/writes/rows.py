@@ -314,11 +314,12 @@ def _columns_of(model: type[models.Model], state: ConnectionState, answer: Answe
     names, _, oids = answer
     if oids is None:
         return columns_of(model, connection, names)
-    # Loaders belong to a connection of the driver, which knows the zone of its session; Django adds one of its own.
+    # Loaders know the zone of the session; Django makes a cursor that turns times into the zone of its settings.
     key = model, names, oids, connection.timezone, state.driver.pgconn.parameter_status(b"TimeZone")
     found = state.sent_columns.get(key)
     if found is None:
-        found = state.sent_columns[key] = Columns(model, connection, names, loads_of(state.driver, oids))
+        with closing(connection.create_cursor()) as cursor:
+            found = state.sent_columns[key] = Columns(model, connection, names, loads_of(cursor, oids))
     return found
 
 
