@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 
-__all__ = ["recently_written"]
+__all__ = ["has_written", "recently_written"]
 
 
 class _OfThread(threading.local):
@@ -18,6 +18,11 @@ class _OfThread(threading.local):
 
 
 _of_thread = _OfThread()
+
+
+def has_written(alias: str) -> bool:
+    """Return whether this thread has asked for recently_written() of the database *alias* before."""
+    return alias in _of_thread.by_alias
 
 
 def recently_written(alias: str) -> set[str]:

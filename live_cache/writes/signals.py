@@ -21,7 +21,7 @@ from django.db.models import Model
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_save
 
 from live_cache.sql import normalize_table
-from live_cache.writes.recent import recently_written
+from live_cache.writes.recent import has_written, recently_written
 from live_cache.writes.transactions import state_of
 
 __all__ = ["connect", "connect_unseen", "tables_of"]
@@ -55,6 +55,8 @@ def connect_unseen(model: type[Model]) -> None:
 
 
 def _before_save(sender: type[Model], using: str, **kwargs: Any) -> None:
+    if not has_written(using):
+        state_of(connections[using])  # else the rows of an INSERT that comes before all else could not be told
     recently_written(using).difference_update(tables_of(sender))
 
 
