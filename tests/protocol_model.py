@@ -33,7 +33,9 @@ RULES: Final[dict[str, str]] = {
     "intent blocks hits": "an entry that an open intent touches is not served",
     "tick": "the tick follows COMMIT",
     "tick without intent": "the tick happens even if the intent or the epoch is gone",
-    "tick before return": "COMMIT returns to the caller only after the tick",
+    "tick before return": "COMMIT returns to the caller only after the tick, or with the tick under way",
+    "under way with intent": "a tick is left under way only if the intent was declared",
+    "under way in time": "a tick is left under way only before a hold that began since the intent can end by its lease",
     "reaping ticks": "who reaps an intent ticks its slots",
     "fence": "an intent is reaped only when the database says that its transaction is over",
     "unknown outcome": "an intent stays when the answer to COMMIT was lost",
@@ -48,7 +50,7 @@ RULES: Final[dict[str, str]] = {
     "look after": "an unannounced writer ticks a clock that was born meanwhile",
 }
 
-WriterStep = Literal["idle", "open", "declared", "sent", "locked", "looked", "unannounced", "over", "dead"]
+WriterStep = Literal["idle", "open", "declared", "sent", "ticking", "locked", "looked", "unannounced", "over", "dead"]
 InDatabase = Literal["none", "open", "in flight", "committed", "rolled back"]
 ReaderStep = Literal["idle", "begun", "entry", "reading", "selected"]
 
@@ -58,6 +60,10 @@ class Writer:
     step: WriterStep = "idle"
     in_database: InDatabase = "none"
     version: int = 0
+    declared_in: int | None = None
+    """The epoch of the clock, or of the last one there was, when the ledger answered the declaration."""
+    is_late: bool = False
+    """Whether the lease of a hold that began after the declaration is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +125,13 @@ class Model(Search[State]):
         losses: int = 0,
         snapshot_reader: bool = False,
         unwatched: bool = False,
+        serves: bool = False,
         properties: str = "AC",
         dropped: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(dropped)
         self.properties = properties
+        self.serves = serves
         first = Reader(reads, snapshot=0) if snapshot_reader else Reader(reads)
         self.start = State(
             writers=(Writer(),) * writers,
@@ -160,10 +168,12 @@ class Model(Search[State]):
             yield "UPDATE", _with_writer(state, index, step="open", in_database="open", locked_by=index)
         yield from self.unannounced_steps(state, index)
         if writer.step == "open":
-            declared = _with_writer(state, index, step="declared")
+            declared = _with_writer(state, index, step="declared", declared_in=state.clock.epoch)
             if self.keeps("intent") and state.clock.is_there:
                 declared = replace(declared, clock=_with_intent(state.clock, index))
             yield "declares", declared
+            if self.serves:
+                yield "does not reach the ledger, and goes on", _with_writer(state, index, step="declared")
         if writer.step == "declared":
             yield "sends COMMIT", _with_writer(state, index, step="sent", in_database="in flight")
         if writer.step in ("open", "declared"):
@@ -173,12 +183,21 @@ class Model(Search[State]):
             yield "ticks, and COMMIT returns", self.tick_of(state, index)
             if not self.keeps("tick before return"):
                 yield "COMMIT returns before the tick", replace(state, floor=max(state.floor, writer.version))
+            if self.may_leave_tick(writer):
+                under_way = _with_writer(state, index, step="ticking")
+                yield (
+                    "COMMIT returns, the tick is under way",
+                    replace(under_way, floor=max(state.floor, writer.version)),
+                )
+        if writer.step == "ticking":
+            yield "the tick arrives", self.tick_of(state, index)
         if writer.step == "sent" and state.crashes_left:
             lost = _with_writer(state, index, step="dead", crashes_left=state.crashes_left - 1)
             if not self.keeps("unknown outcome"):
                 lost = replace(lost, clock=_without_intent(state.clock, index))
             yield "loses the answer to COMMIT", lost
-        if writer.step in ("open", "declared", "sent", "locked", "looked", "unannounced") and state.crashes_left:
+        killable = ("open", "declared", "sent", "ticking", "locked", "looked", "unannounced")
+        if writer.step in killable and state.crashes_left:
             is_open = writer.in_database == "open"
             yield (
                 "is killed",
@@ -218,6 +237,11 @@ class Model(Search[State]):
             over = _with_writer(state, index, step="over")
             yield "the statement returns", replace(over, clock=clock, floor=max(state.floor, writer.version))
 
+    def may_leave_tick(self, writer: Writer) -> bool:
+        """Return whether this writer's COMMIT may return while its tick is under way."""
+        is_declared = writer.declared_in is not None or not self.keeps("under way with intent")
+        return is_declared and not (writer.is_late and self.keeps("under way in time"))
+
     def tick_of(self, state: State, index: int) -> State:
         writer = state.writers[index]
         clock = state.clock
@@ -247,10 +271,8 @@ class Model(Search[State]):
                 )
                 if past or not self.keeps("hold fence"):
                     lifted = _without_intent(clock, HOLD)
-                    yield (
-                        "the hold ends",
-                        replace(state, clock=_ticked(lifted) if self.keeps("hold ends with a tick") else lifted),
-                    )
+                    ended = replace(state, clock=_ticked(lifted) if self.keeps("hold ends with a tick") else lifted)
+                    yield "the hold ends", ended if past else _later(ended)
             elif state.writers[index].in_database in ("committed", "rolled back") or not self.keeps("fence"):
                 reaped = _ticked(clock) if self.keeps("reaping ticks") else clock
                 yield f"the intent of writer {index} is reaped", replace(state, clock=_without_intent(reaped, index))
@@ -300,6 +322,17 @@ def _without_intent(clock: Clock, index: int) -> Clock:
     return replace(clock, intents=clock.intents - {index})
 
 
+def _later(state: State) -> State:
+    """Return *state* after the lease of the clock's hold: who had declared before its birth is late."""
+    epoch = state.clock.epoch
+    is_late = [w.is_late or (w.declared_in is not None and w.declared_in < epoch) for w in state.writers]
+    return replace(state, writers=tuple(map(_with_lateness, state.writers, is_late)))
+
+
+def _with_lateness(writer: Writer, is_late: bool) -> Writer:
+    return replace(writer, is_late=is_late and writer.step in ("declared", "sent"))
+
+
 _UNCHANGED: Final = object()
 
 
@@ -312,9 +345,16 @@ def _with_writer(
     version: int | None = None,
     locked_by: object = _UNCHANGED,
     crashes_left: int | None = None,
+    declared_in: int | None = None,
 ) -> State:
     old = state.writers[index]
-    writer = Writer(step or old.step, in_database or old.in_database, old.version if version is None else version)
+    writer = replace(
+        old,
+        step=step or old.step,
+        in_database=in_database or old.in_database,
+        version=old.version if version is None else version,
+        declared_in=old.declared_in if declared_in is None else declared_in,
+    )
     writers = (*state.writers[:index], writer, *state.writers[index + 1 :])
     lock = state.locked_by if locked_by is _UNCHANGED else locked_by
     assert lock is None or isinstance(lock, int)

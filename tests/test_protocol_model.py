@@ -32,6 +32,15 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "properties": "A",
         "dropped": frozenset({"hold fence"}),
     },
+    "crash, and a lost ledger with a hold of one lease": {
+        "losses": 1,
+        "crashes": 1,
+        "reads": 1,
+        "properties": "A",
+        "dropped": frozenset({"hold fence"}),
+    },
+    # With LIVE_CACHE_ON_LEDGER_LOSS = "serve", of which no more is promised than that what has returned is seen.
+    "no answer to the declaration": {"serves": True, "reads": 1, "properties": "A"},
 }
 
 NEEDED_FOR: dict[str, str] = {
@@ -41,6 +50,8 @@ NEEDED_FOR: dict[str, str] = {
     "tick": "two writers, two readers",
     "tick without intent": "lost ledger, hold of one lease",
     "tick before return": "lost ledger, hold of one lease",
+    "under way with intent": "no answer to the declaration",
+    "under way in time": "lost ledger, hold of one lease",
     "reaping ticks": "crash",
     "fence": "crash",
     "unknown outcome": "crash",
