@@ -8,6 +8,7 @@ pipelined round trip.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
@@ -17,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 from live_cache.exceptions import LiveCacheError, MissingExtraError
 from live_cache.redis_cluster import join_answers, scan_step, scan_turn, split_commands
+from live_cache.redis_exchange import Connections, Exchange
 from live_cache.redis_late import LateAnswerError, LateAnswers, pass_on
 from live_cache.redis_sending import (
     Command,
@@ -27,6 +29,7 @@ from live_cache.redis_sending import (
     directly,
     pipeline,
     pools,
+    post,
     raise_first,
     replace,
     words,
@@ -99,17 +102,24 @@ class RedisConnection:
         self._answer_error: type[Exception] = redis.exceptions.ResponseError
         quick_s = timeout_s if read_timeout_s is None else min(read_timeout_s, timeout_s)
         self._connect_timeout_s, self._timeout_s, self._quick_timeout_s = connect_timeout_s, timeout_s, quick_s
+        self._known_scripts: set[Script] = set()  # what the server has answered to, and has not forgotten since
         self._factory = ConnectionFactory({"SOCKET_CONNECT_TIMEOUT": connect_timeout_s, "SOCKET_TIMEOUT": timeout_s})
         self._quick_factory = ConnectionFactory(
             {"SOCKET_CONNECT_TIMEOUT": min(connect_timeout_s, quick_s), "SOCKET_TIMEOUT": quick_s}
         )
         self._client: redis.Redis | None = None
         self._quick_client: redis.Redis | None = None
+        self._at_hand: dict[redis.Redis, Connections] = {}
         self._late = LateAnswers(redis.exceptions.ResponseError, wait_s=quick_s, patience_s=timeout_s)
         self._late_tasks: dict[asyncio.Task[list[Any]], Future[list[Any]]] = {}
         self._async_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopClient] = WeakKeyDictionary()
         self.quick_breaker = CircuitBreaker(pause_s=retry_pause_s)
         self.patient_breaker = CircuitBreaker(pause_s=retry_pause_s)
+
+    @property
+    def read_timeout_s(self) -> float:
+        """Seconds that a quick call waits."""
+        return self._quick_timeout_s
 
     @property
     def client(self) -> redis.Redis:
@@ -147,26 +157,72 @@ class RedisConnection:
             run = partial(self._run_on_cluster, commands)
             return self._late.call(run) if is_quick else run()
         client = self.quick_client if is_quick else self.client
+        connections = self._connections(client)
         if is_quick:
-            answers = self._late.ask(client.connection_pool, [words(command, is_full=False) for command in commands])
+            answers = self._late.ask(connections, [words(command, is_full=False) for command in commands])
             if forgotten := self._forgotten(answers):
                 again = [words(commands[i], is_full=True) for i in forgotten]
-                replace(answers, forgotten, self._late.ask(client.connection_pool, again))
+                replace(answers, forgotten, self._late.ask(connections, again))
             raise_first(answers)
             return answers
         if len(commands) == 1 and not isinstance(commands[0][0], Script):
             command: Any = client.execute_command  # redis-py does not annotate it
             return [command(*commands[0])]  # A pipeline of one costs 30 us more.
         try:
-            answers = directly(client, commands, self._answer_error)
+            answers = directly(connections, commands, self._answer_error)
         except self._lost_error:
             answers = pipeline(client, commands, is_full=False)  # which tries again, over other connections
         forgotten = self._forgotten(answers)
         if forgotten:
             again = pipeline(client, [commands[i] for i in forgotten], is_full=True)
             replace(answers, forgotten, again)
+        self._known_scripts.update([command[0] for command in commands if isinstance(command[0], Script)])
         raise_first(answers)
         return answers
+
+    def may_post(self, commands: Sequence[Command]) -> bool:
+        """Return whether post() may be used now, for *commands* that are scripts. If not, there is run()."""
+        if self._place.kind == "cluster" or self.patient_breaker.is_open:
+            return False
+        return all(command[0] in self._known_scripts for command in commands)
+
+    def post(self, commands: Sequence[Command]) -> Exchange | None:
+        """
+        Send *commands*, as a patient call, and leave the answers to be taken by settle().
+
+        None over a connection that was lost: they are for run() then. Raises other errors of the driver; translating()
+        is the caller's.
+        """
+        try:
+            return post(self._connections(self.client), commands, self._answer_error)
+        except self._lost_error:
+            return None
+
+    def settle(self, exchange: Exchange, *, sent_s: float, until_s: float) -> bool:
+        """
+        Take the answers to what was posted at *sent_s*, if they come before *until_s*; both of time.monotonic().
+
+        No answer is waited for any longer than by a quick call, or expected any longer than by a patient one.
+
+        Returns:
+            Whether they have come.
+
+        Raises:
+            Exception: One of driver_errors: the connection was lost, or the first error that was answered.
+        """
+        try:
+            if not exchange.read_until(min(sent_s + self._quick_timeout_s, until_s)):
+                if time.monotonic() < sent_s + self._timeout_s:
+                    return False
+                raise TimeoutError(f"No answer came within {self._timeout_s:g} s.")
+        except BaseException:
+            exchange.give_up()
+            raise
+        exchange.release()
+        if self._forgotten(exchange.answers):
+            self._known_scripts.clear()
+        raise_first(exchange.answers)
+        return True
 
     @asynccontextmanager
     async def atranslating(
@@ -304,6 +360,8 @@ class RedisConnection:
         """Close the idle connections of this process, but those of event loops. The next use opens new ones."""
         for client in (self._client, self._quick_client):
             if client is not None:
+                if client in self._at_hand:
+                    self._at_hand[client].close()
                 # Those in use belong to other threads: a backend is closed at the end of every request.
                 for pool in pools(client):
                     pool.disconnect(inuse_connections=False)
@@ -314,6 +372,12 @@ class RedisConnection:
         found = self._async_clients.pop(asyncio.get_running_loop(), None)
         if found is not None:
             await found.closing.aclose()
+
+    def _connections(self, client: redis.Redis) -> Connections:
+        found = self._at_hand.get(client)
+        if found is None:
+            found = self._at_hand.setdefault(client, Connections(client.connection_pool))
+        return found
 
     def _make_client(self, factory: Any) -> redis.Redis:
         import redis

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final
 
+from live_cache.redis_exchange import Connections, Exchange
 from live_cache.stores.forks import ForkAware
 
 __all__ = ["LateAnswerError", "LateAnswers", "late_answers", "pass_on"]
@@ -70,7 +71,7 @@ class LateAnswers(ForkAware):
         self._answer_error = answer_error
         self._wait_s = wait_s
         self._patience_s = patience_s
-        self._exchanges: deque[_Exchange] = deque()
+        self._exchanges: deque[_LateExchange] = deque()
         self._is_waiting = False
         self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -83,7 +84,7 @@ class LateAnswers(ForkAware):
         self._exchanges = deque()
         self._is_waiting = False
 
-    def ask(self, pool: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def ask(self, connections: Connections, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """
         Send *commands* in one round trip and return the answers, errors of the server among them.
 
@@ -91,15 +92,15 @@ class LateAnswers(ForkAware):
             LateAnswerError: They were sent, and there is no answer yet.
         """
         began_s = time.monotonic()
-        exchange = _Exchange(pool, len(commands), self._answer_error)
+        exchange = _LateExchange(connections, len(commands), self._answer_error)
         try:
-            exchange.connection.send_packed_command(exchange.connection.pack_commands(commands))
+            exchange.send(commands)
             is_over = exchange.read_until(began_s + self._wait_s)
         except BaseException:
             exchange.give_up()
             raise
         if is_over:
-            exchange.pool.release(exchange.connection)
+            exchange.release()
             return exchange.answers
         exchange.error = LateAnswerError(self._wait_s)
         exchange.until_s = began_s + self._patience_s
@@ -132,7 +133,7 @@ class LateAnswers(ForkAware):
         future.add_done_callback(partial(pass_on, late.answers))
         raise late
 
-    def _leave(self, exchange: _Exchange) -> None:
+    def _leave(self, exchange: _LateExchange) -> None:
         with self._lock:
             self._exchanges.append(exchange)
             if self._is_waiting:
@@ -154,30 +155,11 @@ class LateAnswers(ForkAware):
             exchange.finish(until_s=exchange.until_s if is_patient else 0.0)
 
 
-class _Exchange:
-    """What was sent over one connection, and what has been answered."""
+class _LateExchange(Exchange):
+    """An exchange whose answers somebody wants to hear of when they are there."""
 
     error: LateAnswerError
     until_s: float
-
-    def __init__(self, pool: Any, n_commands: int, answer_error: type[Exception]) -> None:
-        self.pool = pool
-        self.connection: Any = pool.get_connection()
-        self.answers: list[Any] = []
-        self._n_commands = n_commands
-        self._answer_error = answer_error
-
-    def read_until(self, until_s: float) -> bool:
-        """Read what comes before *until_s*, of time.monotonic(). Return whether that is everything."""
-        connection = self.connection
-        while len(self.answers) < self._n_commands:
-            if not connection.can_read(max(0.0, until_s - time.monotonic())):
-                return False
-            try:
-                self.answers.append(connection.read_response())
-            except self._answer_error as error:
-                self.answers.append(error)
-        return True
 
     def finish(self, *, until_s: float) -> None:
         """Wait for the rest, and tell whoever wants to know."""
@@ -188,14 +170,9 @@ class _Exchange:
             self.give_up()
             self.error.answers.set_exception(error)
             return
-        self.pool.release(self.connection)
+        self.release()
         errors = [answer for answer in self.answers if isinstance(answer, Exception)]
         if errors:
             self.error.answers.set_exception(errors[0])
         else:
             self.error.answers.set_result(self.answers)
-
-    def give_up(self) -> None:
-        """Close the connection, since what is answered later belongs to nobody."""
-        self.connection.disconnect()
-        self.pool.release(self.connection)

@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final, TypeAlias
 
+from live_cache.redis_exchange import Connections, Exchange
+
 __all__ = [
     "Command",
     "LoopClient",
@@ -18,6 +20,7 @@ __all__ = [
     "directly",
     "pipeline",
     "pools",
+    "post",
     "raise_first",
     "replace",
     "words",
@@ -111,31 +114,36 @@ def pipeline(client: Any, commands: Sequence[Command], *, is_full: bool) -> list
         return answers
 
 
-def directly(client: Any, commands: Sequence[Command], answer_error: type[Exception]) -> list[Any]:
+def directly(connections: Connections, commands: Sequence[Command], answer_error: type[Exception]) -> list[Any]:
     """
     Do as pipeline() does, round redis-py's pipeline, which takes as long as the server does.
 
-    Nothing is tried again. Not for a cluster.
+    Nothing is tried again, not even over another connection if the server has closed this one. Not for a cluster.
 
     Args:
         answer_error: What redis-py raises for an error that the server has answered.
     """
-    pool = client.connection_pool
-    connection = pool.get_connection()
-    answers: list[Any] = []
+    exchange = post(connections, commands, answer_error, is_checked=False)
     try:
-        connection.send_packed_command(connection.pack_commands([words(one, is_full=False) for one in commands]))
-        for _ in commands:
-            try:
-                answers.append(connection.read_response())
-            except answer_error as error:
-                answers.append(error)
+        exchange.read()
     except BaseException:
-        connection.disconnect()  # what is answered later belongs to nobody
+        exchange.give_up()
         raise
-    finally:
-        pool.release(connection)
-    return answers
+    exchange.release()
+    return exchange.answers
+
+
+def post(
+    connections: Connections, commands: Sequence[Command], answer_error: type[Exception], *, is_checked: bool = True
+) -> Exchange:
+    """Send *commands* in one go, and leave the answers to be read by the caller."""
+    exchange = Exchange(connections, len(commands), answer_error, is_checked=is_checked)
+    try:
+        exchange.send([words(one, is_full=False) for one in commands])
+    except BaseException:
+        exchange.give_up()
+        raise
+    return exchange
 
 
 async def apipeline(client: Any, commands: Sequence[Command], *, is_full: bool) -> list[Any]:
