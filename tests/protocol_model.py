@@ -35,6 +35,7 @@ RULES: Final[dict[str, str]] = {
     "tick without intent": "the tick happens even if the intent or the epoch is gone",
     "tick before return": "COMMIT returns to the caller only after the tick, or with the tick under way",
     "under way with intent": "a tick is left under way only if the intent was declared",
+    "under way of a transaction": "a tick is left under way only if its transaction had written when it was declared",
     "under way in time": "a tick is left under way only before a hold that began since the intent can end by its lease",
     "reaping ticks": "who reaps an intent ticks its slots",
     "fence": "an intent is reaped only when the database says that its transaction is over",
@@ -62,6 +63,8 @@ class Writer:
     version: int = 0
     declared_in: int | None = None
     """The epoch of the clock, or of the last one there was, when the ledger answered the declaration."""
+    is_statement: bool = False
+    """Whether it declares a statement in autocommit mode, before it is sent."""
     is_late: bool = False
     """Whether the lease of a hold that began after the declaration is over."""
 
@@ -126,12 +129,14 @@ class Model(Search[State]):
         snapshot_reader: bool = False,
         unwatched: bool = False,
         serves: bool = False,
+        statements: bool = False,
         properties: str = "AC",
         dropped: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(dropped)
         self.properties = properties
         self.serves = serves
+        self.statements = statements
         first = Reader(reads, snapshot=0) if snapshot_reader else Reader(reads)
         self.start = State(
             writers=(Writer(),) * writers,
@@ -166,6 +171,9 @@ class Model(Search[State]):
         writer = state.writers[index]
         if writer.step == "idle" and state.locked_by is None:
             yield "UPDATE", _with_writer(state, index, step="open", in_database="open", locked_by=index)
+        if writer.step == "idle" and self.statements:
+            statement = _with_writer(state, index, step="open")
+            yield "has a statement to send", _with_statement(statement, index)
         yield from self.unannounced_steps(state, index)
         if writer.step == "open":
             declared = _with_writer(state, index, step="declared", declared_in=state.clock.epoch)
@@ -174,9 +182,14 @@ class Model(Search[State]):
             yield "declares", declared
             if self.serves:
                 yield "does not reach the ledger, and goes on", _with_writer(state, index, step="declared")
-        if writer.step == "declared":
+        if writer.step == "declared" and not writer.is_statement:
             yield "sends COMMIT", _with_writer(state, index, step="sent", in_database="in flight")
-        if writer.step in ("open", "declared"):
+        if writer.step == "declared" and writer.is_statement and state.locked_by is None:
+            yield (
+                "sends the statement",
+                _with_writer(state, index, step="sent", in_database="in flight", locked_by=index),
+            )
+        if writer.step in ("open", "declared") and not writer.is_statement:
             rolled_back = _with_writer(state, index, step="over", in_database="rolled back", locked_by=None)
             yield "ROLLBACK", replace(rolled_back, clock=_without_intent(state.clock, index))
         if writer.step == "sent" and writer.in_database == "committed":
@@ -240,7 +253,8 @@ class Model(Search[State]):
     def may_leave_tick(self, writer: Writer) -> bool:
         """Return whether this writer's COMMIT may return while its tick is under way."""
         is_declared = writer.declared_in is not None or not self.keeps("under way with intent")
-        return is_declared and not (writer.is_late and self.keeps("under way in time"))
+        is_known = not (writer.is_statement and self.keeps("under way of a transaction"))
+        return is_declared and is_known and not (writer.is_late and self.keeps("under way in time"))
 
     def tick_of(self, state: State, index: int) -> State:
         writer = state.writers[index]
@@ -320,6 +334,11 @@ def _with_intent(clock: Clock, index: int) -> Clock:
 
 def _without_intent(clock: Clock, index: int) -> Clock:
     return replace(clock, intents=clock.intents - {index})
+
+
+def _with_statement(state: State, index: int) -> State:
+    writer = replace(state.writers[index], is_statement=True)
+    return replace(state, writers=(*state.writers[:index], writer, *state.writers[index + 1 :]))
 
 
 def _later(state: State) -> State:

@@ -39,6 +39,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "properties": "A",
         "dropped": frozenset({"hold fence"}),
     },
+    # The database knows nothing of a statement that is not sent yet, and may end a hold before it.
+    "statements, lost ledger": {"statements": True, "losses": 1, "reads": 1, "properties": "A"},
     # With LIVE_CACHE_ON_LEDGER_LOSS = "serve", of which no more is promised than that what has returned is seen.
     "no answer to the declaration": {"serves": True, "reads": 1, "properties": "A"},
 }
@@ -51,6 +53,7 @@ NEEDED_FOR: dict[str, str] = {
     "tick without intent": "lost ledger, hold of one lease",
     "tick before return": "lost ledger, hold of one lease",
     "under way with intent": "no answer to the declaration",
+    "under way of a transaction": "statements, lost ledger",
     "under way in time": "lost ledger, hold of one lease",
     "reaping ticks": "crash",
     "fence": "crash",
