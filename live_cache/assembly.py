@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from urllib.parse import quote
@@ -250,7 +251,7 @@ def _assemble(alias: str, config: Mapping[str, Any]) -> Assembly:
     options = parse_options(config.get("OPTIONS") or {})
     key_prefix = str(config.get("KEY_PREFIX") or "")
     tiers = _shared(_stores, (location, options, key_prefix), lambda: _make_stores(location, options, key_prefix))
-    return Assembly(
+    assembly = Assembly(
         alias=alias,
         store=tiers.store,
         tiers=tiers.stores,
@@ -265,6 +266,8 @@ def _assemble(alias: str, config: Mapping[str, Any]) -> Assembly:
         promotions=Promotions() if location.tiers[0].kind == "memory" and _is_promoting(location, options) else None,
         cull_frequency=options.cull_frequency if location.farthest.kind in ("memory", "disk") else None,
     )
+    assembly.ledger.failure_listener = partial(assembly.metrics.count, "ledger_errors")
+    return assembly
 
 
 def _is_promoting(location: Location, options: Options) -> bool:

@@ -459,7 +459,7 @@ def commit_and_die(name: str) -> None:
     """Run in another process: be killed after the database has committed and before the tick."""
     from live_cache.writes.transactions import ConnectionState
 
-    def die(self: Any, changes: Any) -> None:
+    def die(self: Any, changes: Any, **options: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     ConnectionState._tick = die  # type: ignore[method-assign]  # the process dies in its place

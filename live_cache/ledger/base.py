@@ -26,7 +26,7 @@ from live_cache.ledger.clocks import (
 from live_cache.ledger.wake_ups import LocalWakeUps, WakeUps
 from live_cache.stores.base import MISS, Missing, Store
 
-__all__ = ["MAX_UNDELIVERED", "Ledger"]
+__all__ = ["MAX_UNDELIVERED", "Ledger", "Tick"]
 
 logger = logging.getLogger("live_cache.ledger")
 
@@ -60,12 +60,14 @@ class Ledger(ABC):
         if not lease_s > 0:
             raise ConfigurationError(f"The lease of a ledger is {lease_s!r} seconds; it must be more than 0.")
         self.lease_s = lease_s
-        self._undelivered: list[_Tick] = []
+        self._undelivered: list[Tick] = []
         self._undelivered_lock = threading.Lock()
         self._failed_deliveries = 0
         self._has_messenger = False
         self.tick_listener: Callable[[Iterable[str]], None] | None = None
         """Called with the clocks of each tick of this process, also of one that is kept. Whoever follows the ledger."""
+        self.failure_listener: Callable[[], None] | None = None
+        """Called when a tick has failed after tick() has returned. Whoever counts errors."""
         _ledgers.add(self)
 
     def read(self, dependencies: Sequence[Dependency]) -> list[Reading]:
@@ -135,8 +137,7 @@ class Ledger(ABC):
         Returns:
             The id of the intent, the same on all clocks.
         """
-        if self._undelivered:
-            self.deliver()
+        self.deliver()
         intent_id = os.urandom(16).hex()
         existing = self._existing([clock for clock, slots in changes.items() if slots])
         if not existing:
@@ -162,6 +163,7 @@ class Ledger(ABC):
         *,
         intent_id: str | None = None,
         records: Mapping[str, bytes] | None = None,
+        is_announced: bool = False,
     ) -> bool:
         """
         Record that *changes* are committed: per clock, atomically, tick the slots and remove the intent (rule 9).
@@ -173,9 +175,12 @@ class Ledger(ABC):
             changes: The slots, per clock. ROWS_SLOT needs a record.
             intent_id: What declare() has returned.
             records: What goes into the log with the tick, per clock, at most MAX_RECORD_BYTES.
+            is_announced: Whether the intent was declared by a transaction that had made all these changes before, and
+                nothing but its COMMIT has come since. Then it may stand for the tick, and the ledger need not be sure
+                that the tick has arrived.
 
         Returns:
-            Whether everything was delivered.
+            Whether everything was delivered, or is under way while its intent stands.
 
         Raises:
             ValueError: A record is too long, or one is missing.
@@ -187,17 +192,19 @@ class Ledger(ABC):
             if len(record) > MAX_RECORD_BYTES or (ROWS_SLOT in slots and TABLE_SLOT not in slots and not record):
                 raise ValueError(f"The record of {clock!r} has {len(record)} bytes, more than a log takes, or none.")
         try:
-            if self._undelivered:
-                self.deliver()
-            self._tick(frozen, intent_id, told)
+            self.deliver()
+            if is_announced and intent_id is not None:
+                self._tick_announced(frozen, intent_id, told)
+            else:
+                self._tick(frozen, intent_id, told)
         except LedgerUnavailableError:
-            self._keep(_Tick(frozen, intent_id, told))
+            self._keep(Tick(frozen, intent_id, told))
             logger.exception("The ledger did not answer; %d ticks are kept.", len(self._undelivered))
             return False
         except BaseException:
             # An interrupt, or a driver's error that is no LedgerUnavailableError: the tick may not have arrived. One
             # tick too many is a miss; one too few is a stale read.
-            self._keep(_Tick(frozen, intent_id, told))
+            self._keep(Tick(frozen, intent_id, told))
             raise
         finally:
             if self.tick_listener is not None:
@@ -299,7 +306,7 @@ class Ledger(ABC):
                     raise
                 del self._undelivered[0]
 
-    def _keep(self, tick: _Tick) -> None:
+    def _keep(self, tick: Tick) -> None:
         """Keep a tick that may not have arrived. Many are merged into one; their intents are left to their lease."""
         with self._undelivered_lock:
             self._undelivered.append(tick)
@@ -311,7 +318,7 @@ class Ledger(ABC):
                         # One record cannot hold what a thousand ticks have changed.
                         wide = slots - {ROWS_SLOT} | {TABLE_SLOT} if ROWS_SLOT in slots else slots
                         merged[clock] = merged.get(clock, frozenset()) | wide
-                self._undelivered[:] = [_Tick(merged, None, {})]
+                self._undelivered[:] = [Tick(merged, None, {})]
             if self._has_messenger:
                 return
             self._has_messenger = True
@@ -323,6 +330,12 @@ class Ledger(ABC):
             messenger.start()
         except RuntimeError:  # The interpreter is shutting down, or there are too many threads.
             self._has_messenger = False
+
+    def _note_late_failure(self, error: BaseException) -> None:
+        """Report a tick that is kept and that tick() has returned for."""
+        logger.error("The ledger did not answer; %d ticks are kept.", len(self._undelivered), exc_info=error)
+        if self.failure_listener is not None:
+            self.failure_listener()
 
     def _is_everything_delivered(self) -> bool:
         """Try to deliver what is kept. Return whether there is nothing left, in which case the messenger ends."""
@@ -379,6 +392,12 @@ class Ledger(ABC):
         self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]
     ) -> None: ...
 
+    def _tick_announced(
+        self, changes: Mapping[str, frozenset[int]], intent_id: str, records: Mapping[str, bytes]
+    ) -> None:
+        """Tick for what tick() calls announced. It may return before the tick has arrived."""
+        self._tick(changes, intent_id, records)
+
     def _tick_again(
         self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]
     ) -> None:
@@ -393,7 +412,7 @@ class Ledger(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class _Tick:
+class Tick:
     """The arguments of tick(), kept until they are delivered."""
 
     changes: Mapping[str, frozenset[int]]

@@ -6,13 +6,15 @@ import itertools
 import os
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
 from live_cache.exceptions import LedgerUnavailableError
-from live_cache.ledger.base import Ledger
+from live_cache.ledger.base import Ledger, Tick
 from live_cache.ledger.clocks import TABLE_SLOT, ClockInfo, Dependency, Intent, Reading
 from live_cache.ledger.redis_memory import KnownRecords, Watched
+from live_cache.ledger.redis_owed import OwedTicks
 from live_cache.ledger.redis_scripts import DECLARE, EXPIRED, LOG, READ, REAP, RESET, TICK
 from live_cache.ledger.redis_wake_ups import RedisWakeUps
 from live_cache.ledger.unwatched import UnwatchedClocks
@@ -67,6 +69,7 @@ class RedisLedger(Ledger):
         self._known = KnownRecords()
         self._watched = Watched()
         self._unwatched = UnwatchedClocks(unwatched_lease_s)
+        self._owed = OwedTicks(connection, lease_s=lease_s)
         self.has_deaf_writers = self._unwatched.is_on
         super().__init__(lease_s=lease_s)
 
@@ -140,11 +143,13 @@ class RedisLedger(Ledger):
 
     def expired(self, clock: str) -> list[Intent]:
         """See Ledger.expired()."""
+        self._settle()
         ((lines, now_us),) = self._run([(EXPIRED, self._key(clock))])
         return [intent for intent, deadline_us in _parse(lines) if deadline_us <= int(now_us)]
 
     def reset(self, clocks: Iterable[str] | None = None) -> int:
         """See Ledger.reset(). Open intents are dropped; the newborn hold stands for them."""
+        self._settle()
         keys = iter(self._keys() if clocks is None else [self._key(clock) for clock in dict.fromkeys(clocks)])
         count = 0
         while batch := list(itertools.islice(keys, SCAN_BATCH)):
@@ -153,6 +158,7 @@ class RedisLedger(Ledger):
 
     def clocks(self) -> list[ClockInfo]:
         """See Ledger.clocks(). Scans the keys of the database, in batches."""
+        self._settle()
         infos = []
         keys = iter(sorted(self._keys()))
         while batch := list(itertools.islice(keys, SCAN_BATCH)):
@@ -169,6 +175,7 @@ class RedisLedger(Ledger):
 
     def close(self) -> None:
         """See Ledger.close()."""
+        self._settle()
         self.connection.close()
 
     def _after_fork_in_child(self) -> None:
@@ -176,6 +183,16 @@ class RedisLedger(Ledger):
         self._known = KnownRecords()
         self._watched = Watched()
         self._unwatched = self._unwatched.forgotten()
+        self._owed = self._owed.forgotten()
+
+    def deliver(self) -> None:
+        """See Ledger.deliver(). Ticks that were not waited for are settled first."""
+        self._settle()
+        super().deliver()
+
+    def _settle(self) -> None:
+        for error in self._owed.settle():
+            self._note_late_failure(error)
 
     def _read(self, dependencies: Sequence[Dependency]) -> list[Reading]:
         answers = self._run([self._reading_of(dependency) for dependency in dependencies], is_quick=True)
@@ -207,27 +224,36 @@ class RedisLedger(Ledger):
         records: Mapping[str, bytes],
     ) -> None:
         name = quote(fence(), safe=":")
-        self._run(
-            [
-                (
-                    DECLARE,
-                    self._key(clock),
-                    intent_id,
-                    _slots_text(slots),
-                    name,
-                    self._lease_us,
-                    MAX_INTENTS,
-                    os.urandom(16),
-                    b64encode(records.get(clock, b"")),
-                    MAX_INTENTS_BYTES,
-                )
-                for clock, slots in changes.items()
-            ]
-        )
+        commands: list[Command] = [
+            (
+                DECLARE,
+                self._key(clock),
+                intent_id,
+                _slots_text(slots),
+                name,
+                self._lease_us,
+                MAX_INTENTS,
+                os.urandom(16),
+                b64encode(records.get(clock, b"")),
+                MAX_INTENTS_BYTES,
+            )
+            for clock, slots in changes.items()
+        ]
+        self._owed.declare(intent_id, changes, lambda: self._run(commands))
 
     def _tick(self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]) -> None:
         if not self._unwatched.are_all(changes.keys()):
             self._run(self._ticks(changes, intent_id, records))
+
+    def _tick_announced(
+        self, changes: Mapping[str, frozenset[int]], intent_id: str, records: Mapping[str, bytes]
+    ) -> None:
+        if self._unwatched.are_all(changes.keys()):
+            return
+        commands = self._ticks(changes, intent_id, records)
+        keep = partial(self._keep, Tick(changes, intent_id, records))
+        if not self._owed.send(commands, intent_id=intent_id, clocks=changes, keep=keep):
+            self._run(commands)
 
     def _tick_again(
         self, changes: Mapping[str, frozenset[int]], intent_id: str | None, records: Mapping[str, bytes]

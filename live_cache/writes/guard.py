@@ -197,7 +197,7 @@ def _run_in_transaction(
 def _run_committing(state: ConnectionState, statement: Statement, run: Callable[[], Any]) -> Any:
     """Run a statement that commits the transaction by itself, or may do so (CALL, and what is not understood)."""
     tables, is_everything = state.tables, state.writes_everything
-    result = state.committing(run)
+    result = state.committing(run, is_commit_alone=False)
     if statement.kind is not StatementKind.UNKNOWN and not state.is_raw_transaction_uncertain:
         state.is_raw_transaction = False
         return result

@@ -276,9 +276,12 @@ class ConnectionState:
         self.reset()
         return driver
 
-    def committing(self, commit: Callable[[], T]) -> T:
+    def committing(self, commit: Callable[[], T], *, is_commit_alone: bool = True) -> T:
         """
         Run *commit* between the declaration of the intents and their ticks (rules 7, 9 and 10).
+
+        Args:
+            is_commit_alone: Whether it writes nothing itself, so that all changes were made before.
 
         Raises:
             CommitRefusedError: A ledger is out of reach and LIVE_CACHE_ON_LEDGER_LOSS is "refuse".
@@ -297,7 +300,7 @@ class ConnectionState:
         self.clear()
         # With what an earlier COMMIT had declared whose answer was lost: on this connection that is over too.
         declared = self._declared
-        self._tick(ticks if declared is ticks else declared | ticks)
+        self._tick(ticks if declared is ticks else declared | ticks, is_announced=is_commit_alone)
         note_commit()
         return result
 
@@ -453,7 +456,7 @@ class ConnectionState:
         """Run something that may write any table, and that commits an open transaction before it begins."""
         if self.is_in_transaction:
             self.record((), is_everything=True)
-            result = self.committing(run)
+            result = self.committing(run, is_commit_alone=False)
             # Django's block goes on, over a connection that commits each statement now.
             self.record((), is_everything=True)
             return result
@@ -526,17 +529,21 @@ class ConnectionState:
                 ledger.retract(tuple(clocks), intent_id)
         self._forget_intents()
 
-    def _tick(self, ticks: Ticks) -> None:
-        self._tick_only(ticks, tuple(self._intents))
+    def _tick(self, ticks: Ticks, *, is_announced: bool = False) -> None:
+        self._tick_only(ticks, tuple(self._intents), is_announced=is_announced)
         self._forget_intents()  # not before: what an interrupt has kept from the ledger is ticked at the next ROLLBACK
 
-    def _tick_only(self, ticks: Ticks, intents: Collection[tuple[Ledger, str]] = ()) -> None:
+    def _tick_only(
+        self, ticks: Ticks, intents: Collection[tuple[Ledger, str]] = (), *, is_announced: bool = False
+    ) -> None:
         for assembly in assemblies_by_ledger():
             # Nothing may leave a committed atomic(); Ledger.tick() has kept the change before it can fail.
             try:
                 own = [intent_id for ledger, intent_id in intents if ledger is assembly.ledger]
                 for intent_id in own or (None,):
-                    if not assembly.ledger.tick(ticks.slots, intent_id=intent_id, records=ticks.records):
+                    if not assembly.ledger.tick(
+                        ticks.slots, intent_id=intent_id, records=ticks.records, is_announced=is_announced
+                    ):
                         assembly.metrics.count("ledger_errors")
             except Exception:
                 logger.exception("The ledger of %r failed to tick; the ticks are kept.", assembly.alias)

@@ -18,7 +18,7 @@ from live_cache.writes.transactions import ConnectionState
 
 __all__ = ["FickleLedger", "Holds", "corrupt_entries", "reap_everything", "restart_process", "swap_entries"]
 
-_METHODS = ("_read", "_declare", "_tick", "_retract", "_reap", "_run", "expired")
+_METHODS = ("_read", "_declare", "_tick", "_tick_announced", "_retract", "_reap", "_run", "expired")
 
 
 class FickleLedger:
@@ -45,7 +45,7 @@ class FickleLedger:
         ledger: Any = get_assembly().ledger
         self._ledger = ledger
         self.loses_intents = how == "declares"
-        names = {"ticks": ("_tick",), "declares": ("_declare",)}.get(how, _METHODS)
+        names = {"ticks": ("_tick", "_tick_announced"), "declares": ("_declare",)}.get(how, _METHODS)
         for name in names:
             if hasattr(ledger, name):
                 setattr(ledger, name, self._broken(getattr(ledger, name), arrives=how == "answers"))
