@@ -26,6 +26,7 @@ class Answer(NamedTuple):
     """Names and rows of a result."""
 
     names: tuple[str, ...]
+    """Empty if they are not needed; see answers_at()."""
     rows: Sequence[Sequence[Any]]
     oids: tuple[int, ...] | None = None
     """The types of the columns if the values are as PostgreSQL has sent them: bytes, or None for NULL."""
@@ -42,10 +43,15 @@ def answer_of(cursor: Any) -> Answer:
 
 
 def answers_at(cursor: Any, numbers: Iterable[int]) -> list[Answer]:
-    """Return some results of *cursor*, one of psycopg that binds on the client's side, wherever it is at."""
+    """
+    Return some results of *cursor*, one of psycopg that binds on the client's side, wherever it is at.
+
+    Only the first has names and types: until its transaction ends, nobody alters a table of which it has locked rows.
+    """
     # Private (read in psycopg 3.3.9). set_result() prepares to load each column, which takes longer than the query.
     results = cursor._results
-    return [_sent(cursor, results[number]) for number in numbers]
+    first, *others = numbers
+    return [_sent(cursor, results[first]), *(Answer((), _rows_of(results[number]), ()) for number in others)]
 
 
 def loads_of(cursor: Any, oids: Iterable[int]) -> list[Load]:
@@ -59,10 +65,12 @@ def loads_of(cursor: Any, oids: Iterable[int]) -> list[Load]:
 
 
 def _sent(cursor: Any, result: Any) -> Answer:
-    columns = range(result.nfields)
-    get = result.get_value
-    rows = [[get(number, column) for column in columns] for number in range(result.ntuples)]
-    return Answer(_names_of(cursor, result), rows, tuple(map(result.ftype, columns)))
+    return Answer(_names_of(cursor, result), _rows_of(result), tuple(map(result.ftype, range(result.nfields))))
+
+
+def _rows_of(result: Any) -> list[list[bytes | None]]:
+    columns, get = range(result.nfields), result.get_value
+    return [[get(number, column) for column in columns] for number in range(result.ntuples)]
 
 
 def _names_of(cursor: Any, result: Any) -> tuple[str, ...]:

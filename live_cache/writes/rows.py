@@ -407,7 +407,7 @@ def _after_of(
     names, rows, oids = answer
     n_columns = len(before.answer.names)
     has_fence = connection.vendor == "postgresql"
-    if (
+    if names and (
         names[:n_columns] != before.answer.names
         or (oids and oids[:n_columns]) != before.answer.oids
         or len(names) != n_columns + has_fence
