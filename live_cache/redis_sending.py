@@ -123,7 +123,7 @@ def directly(connections: Connections, commands: Sequence[Command], answer_error
     Args:
         answer_error: What redis-py raises for an error that the server has answered.
     """
-    exchange = post(connections, commands, answer_error, is_checked=False)
+    exchange = post(connections, commands, answer_error)
     try:
         exchange.read()
     except BaseException:
@@ -133,11 +133,9 @@ def directly(connections: Connections, commands: Sequence[Command], answer_error
     return exchange.answers
 
 
-def post(
-    connections: Connections, commands: Sequence[Command], answer_error: type[Exception], *, is_checked: bool = True
-) -> Exchange:
-    """Send *commands* in one go, and leave the answers to be read by the caller."""
-    exchange = Exchange(connections, len(commands), answer_error, is_checked=is_checked)
+def post(connections: Connections, commands: Sequence[Command], answer_error: type[Exception]) -> Exchange:
+    """Send *commands* in one go, and leave the answers to be read by the caller: they tell of a lost connection too."""
+    exchange = Exchange(connections, len(commands), answer_error, is_checked=False)
     try:
         exchange.send([words(one, is_full=False) for one in commands])
     except BaseException:
