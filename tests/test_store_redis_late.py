@@ -475,7 +475,7 @@ def test_a_cancelled_write_leaves_nothing_behind(
 
 def test_many_tasks_share_a_few_connections(private_redis: Any) -> None:
     """A crowd of tasks in a busy process is not taken for a server that is down, and does not connect each."""
-    connection = RedisConnection(private_redis.url, timeout_s=30)
+    connection = RedisConnection(private_redis.url, connect_timeout_s=30, timeout_s=30)
     store = RedisStore(connection)
     is_over = threading.Event()
 
