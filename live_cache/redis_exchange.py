@@ -113,10 +113,7 @@ class Exchange:
         """Read all answers, as long as the connection waits for each."""
         connection = self.connection
         while len(self.answers) < self._n_commands:
-            try:
-                self.answers.append(connection.read_response())
-            except self._answer_error as error:
-                self.answers.append(error)
+            self._read_one(connection)
 
     def read_until(self, until_s: float) -> bool:
         """Read what comes before *until_s*, of time.monotonic(). Return whether that is everything."""
@@ -126,10 +123,7 @@ class Exchange:
         while len(self.answers) < self._n_commands:
             if not connection.can_read(max(0.0, until_s - time.monotonic())):
                 return False
-            try:
-                self.answers.append(connection.read_response())
-            except self._answer_error as error:
-                self.answers.append(error)
+            self._read_one(connection)
         return True
 
     def release(self) -> None:
@@ -144,3 +138,9 @@ class Exchange:
         connection, self.connection = self.connection, None
         if connection is not None:
             self._connections.give_up(connection)
+
+    def _read_one(self, connection: Any) -> None:
+        try:
+            self.answers.append(connection.read_response())
+        except self._answer_error as error:
+            self.answers.append(error)

@@ -23,15 +23,15 @@ __all__ = ["HOLE", "is_long", "pack", "unpack"]
 HOLE: Final = b""
 """Stands where there is no value. No packed cell is empty."""
 
-_CELL: Final = 0
+_CELL: Final = b"\x00"
 """Begins the CBOR of a cell (live_cache.rows.cells), as any value can be packed."""
-_DECIMAL: Final = 1
-_NAIVE_DATETIME: Final = 2
-_UTC_DATETIME: Final = 3
-_DATE: Final = 4
-_UUID: Final = 5
+_DECIMAL: Final = b"\x01"
+_NAIVE_DATETIME: Final = b"\x02"
+_UTC_DATETIME: Final = b"\x03"
+_DATE: Final = b"\x04"
+_UUID: Final = b"\x05"
 
-_SINCE: Final = struct.Struct(">BiII")
+_SINCE: Final = struct.Struct(">ciII")
 """Code, and days, seconds and microseconds since 1970 began."""
 _NAIVE_START: Final = datetime(1970, 1, 1)
 _UTC_START: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -54,7 +54,7 @@ def pack(value: Any) -> Any:
     elif value is None or kind is bool:
         return value
     elif kind is Decimal:
-        return b"\x01" + str(value).encode()
+        return _DECIMAL + str(value).encode()
     elif kind is datetime:
         zone = value.tzinfo
         if not value.fold and (zone is UTC or zone is None):
@@ -62,11 +62,11 @@ def pack(value: Any) -> Any:
             code = _NAIVE_DATETIME if zone is None else _UTC_DATETIME
             return _SINCE.pack(code, since.days, since.seconds, since.microseconds)
     elif kind is date:
-        return b"\x04" + value.isoformat().encode()
+        return _DATE + value.isoformat().encode()
     elif kind is UUID and value.is_safe is _UNKNOWN_SAFETY:
-        return b"\x05" + value.bytes
+        return _UUID + value.bytes
     cell = encode_cell(value)
-    return cell if type(cell) in _SCALARS else b"\x00" + dump(cell)
+    return cell if type(cell) in _SCALARS else _CELL + dump(cell)
 
 
 def unpack(packed: Any) -> Any:
@@ -77,7 +77,7 @@ def unpack(packed: Any) -> Any:
         FrameError: A cell in it is malformed.
         Exception: Whatever else a packed cell makes raise that pack() has not made. The caller makes it a FrameError.
     """
-    return _UNPACKERS[packed[0]](packed) if type(packed) is bytes else packed
+    return _UNPACKERS[packed[:1]](packed) if type(packed) is bytes else packed
 
 
 def is_long(packed: Any, *, chars: int) -> bool:
@@ -93,7 +93,7 @@ def _as_datetime(packed: bytes) -> datetime:
 
 _UNKNOWN_SAFETY: Final = UUID(int=0).is_safe
 _SCALARS: Final = frozenset({type(None), bool, int, float, str})
-_UNPACKERS: Final[dict[int, Callable[[bytes], Any]]] = {
+_UNPACKERS: Final[dict[bytes, Callable[[bytes], Any]]] = {
     _CELL: lambda packed: decode_cell(load(packed[1:])),
     _DECIMAL: lambda packed: Decimal(packed[1:].decode()),
     _NAIVE_DATETIME: _as_datetime,
